@@ -1,0 +1,58 @@
+"""Distributed training and hyperparameter sweeps for video-understanding models, on Ray.
+
+    import raylab
+
+    raylab.sweep("epic_phase2", demo=True)                       # search hyperparameters
+    raylab.fit(raylab.Experiment(...))                           # train once
+    raylab.best_checkpoint("epic_phase2").load_model("cuda")     # use the best
+    raylab.runs()                                                # what there is
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raylab.config import Experiment
+    from raylab.errors import RaylabError
+    from raylab.results import Checkpoint, Run, best_checkpoint, runs
+    from raylab.sweeps.space import SearchSpace
+    from raylab.train import fit
+    from raylab.tune import sweep
+
+__version__ = "0.1.0"
+__all__ = [
+    "Checkpoint",
+    "Experiment",
+    "RaylabError",
+    "Run",
+    "SearchSpace",
+    "best_checkpoint",
+    "fit",
+    "runs",
+    "sweep",
+]
+
+# Loaded on first use: `import raylab` alone costs nothing, and `python -m raylab.tune` imports its module once.
+_HOMES = {
+    "Checkpoint": "results",
+    "Experiment": "config",
+    "RaylabError": "errors",
+    "Run": "results",
+    "SearchSpace": "sweeps.space",
+    "best_checkpoint": "results",
+    "fit": "train",
+    "runs": "results",
+    "sweep": "tune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raylab' has no attribute {name!r}")
+    return getattr(import_module(f"raylab.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

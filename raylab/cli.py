@@ -1,0 +1,50 @@
+"""The command line: `raylab VERB …` and `python -m raylab.VERB …` are the same.
+
+Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from raylab.errors import RaylabError
+
+VERBS = ("tune", "train", "results")
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def app() -> typer.Typer:
+    """All verbs in one application."""
+    application = typer.Typer(name="raylab", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    for verb in VERBS:
+        application.command(verb)(getattr(importlib.import_module(f"raylab.{verb}"), verb))
+    return application
+
+
+def main() -> None:
+    """The `raylab` console script."""
+    _exit(app())
+
+
+def run_verb(verb: Callable[..., Any]) -> None:
+    """Run one verb as `python -m raylab.VERB`."""
+    application = typer.Typer(name=f"python -m raylab.{verb.__name__}", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    application.command()(verb)
+    _exit(application)
+
+
+def _exit(application: typer.Typer) -> None:
+    try:
+        application()
+    except RaylabError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Reaching a Ray cluster and knowing what it can give."""

@@ -1,0 +1,68 @@
+"""Connecting to a Ray cluster: the one at hand, or one on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._raylet import Config
+
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",  # explicit, and alike on driver, head and workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports pass one per interval; the default is 2 s
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on driver and workers
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the training loop writes its own records
+    "RAY_AIR_NEW_OUTPUT": "0",  # raylab shows its own table
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def connect() -> list[dict[str, Any]]:
+    """Join `$RAY_ADDRESS`, else a cluster running on this machine, else start one on loopback.
+
+    Returns:
+        The resources of each living node.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    Config.initialize("")  # Ray read its settings when it was imported; without this, not the token mode
+    if not ray.is_initialized():
+        common: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": "warning",
+            "runtime_env": {"env_vars": SETTINGS, "worker_process_setup_hook": remember_address},
+        }
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        try:
+            if address == "local":
+                raise ConnectionError
+            ray.init(address=address, **common)
+        except ConnectionError:
+            if address not in ("auto", "local"):
+                raise
+            # Without the dashboard's State API a stopped trial's resources are never freed.
+            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **common)
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)  # Ray leaves it readable for everybody
+    return living_nodes()
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def dashboard_url() -> str | None:
+    url = ray.get_runtime_context().worker.node.address_info.get("webui_url")
+    return f"http://{url}" if url else None
+
+
+def remember_address() -> None:
+    """In each worker process: name the cluster it belongs to.
+
+    Ray's clean-up of a stopped trial looks its cluster up and fails where two run on one machine.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

@@ -1,0 +1,370 @@
+"""EPIC-KITCHENS-100 reader: annotation CSV files, and the video files or extracted frames behind them.
+
+Format: https://github.com/epic-kitchens/epic-kitchens-100-annotations. Source: D. Damen et al., "Rescaling
+Egocentric Vision: Collection, Pipeline and Challenges for EPIC-KITCHENS-100", IJCV 2022.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from raylab.data.clips import Annotations, Clip, Dataset, Issue
+from raylab.errors import RaylabError
+
+if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a file
+    from raylab.config import DataConfig
+
+SPLITS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
+CLASSES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
+VIDEO_INFO = "EPIC_100_video_info.csv"
+
+ANNOTATION_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
+SOURCE_FOLDERS = {
+    "videos": ("videos", "{participant}/videos"),
+    "frames": ("{participant}/rgb_frames", "rgb_frames", "frames"),
+}
+SOURCE_NAMES = {"videos": "<video_id>.MP4", "frames": "<video_id>/frame_0000000001.jpg"}
+
+FRAME_TOLERANCE = 30
+"""Frames that `start_frame` may lie away from `start_timestamp` × fps before the row is listed as odd."""
+
+T = TypeVar("T")
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """One row of `EPIC_100_video_info.csv`: duration in seconds, frames per second."""
+
+    duration: float
+    fps: float
+
+
+def load(config: DataConfig) -> Dataset:
+    """Read EPIC-KITCHENS-100 as it lies on disk.
+
+    The CSV files are taken from one folder, the first to hold `EPIC_100_train.csv` of: `config.annotations`
+    if given, else the root and its `ANNOTATION_FOLDERS`. `EPIC_100_video_info.csv` is optional; without it,
+    times are not checked against the videos. `config.max_clips` takes clips evenly spaced over each split.
+
+    Returns:
+        Splits `train` and `val`, heads `verb` and `noun`, and a source for every video of their clips.
+
+    Raises:
+        RaylabError: a file or a video is missing, a file cannot be read, or a split has no clips.
+    """
+    root = Path(config.root).absolute()
+    folder = _annotation_folder(config, root)
+    labels = {head: read_classes(folder / name) for head, name in CLASSES.items()}
+    classes = {head: len(names) for head, names in labels.items()}
+    info = folder / VIDEO_INFO
+    videos = read_video_info(info) if info.is_file() else None
+    splits = {
+        split: _limit(read_annotations(folder / name, classes, videos), folder / name, config.max_clips)
+        for split, name in SPLITS.items()
+    }
+    clips = [clip for annotations in splits.values() for clip in annotations.clips]
+    return Dataset(splits, labels, find_sources(root, clips, config.source))
+
+
+def read_annotations(
+    path: Path, classes: Mapping[str, int], videos: Mapping[str, VideoInfo] | None = None
+) -> Annotations:
+    """Read one `EPIC_100_*.csv`.
+
+    Columns are found by name; those not needed here may be absent. Rows that cannot be trusted are rejected
+    and listed; so are, among the rows kept, those that
+
+    - have a `start_frame` more than `FRAME_TOLERANCE` from timestamp × fps. Most published numbers count 60
+      frames a second where the video has 59.94, so they hold for the official extracted frames only;
+    - stop after their video ends: `stop` is clamped to its duration;
+    - repeat the video, times and labels of an earlier row, or name a video that `videos` does not have.
+
+    Args:
+        path: the CSV file, UTF-8 with or without a byte order mark.
+        classes: head → number of classes; each head has a column `<head>_class`.
+        videos: video id → duration and frame rate; None skips the checks against the video.
+
+    Raises:
+        RaylabError: the file cannot be read, is not CSV, or lacks a column.
+    """
+    names = ("narration_id", "participant_id", "video_id")
+    numbers = ("start_timestamp", "stop_timestamp", "start_frame", "stop_frame")
+    columns = (*names, *numbers, *(f"{head}_class" for head in classes))
+    annotations = Annotations([])
+    seen: dict[object, int] = {}
+    for line, clip in _table(path, columns, lambda row: _clip(row, classes), annotations.rejected):
+        if clip.id in seen:
+            reason = f"narration_id {clip.id!r} stands already in line {seen[clip.id]}"
+            annotations.rejected.append(Issue(path, line, "duplicate", reason))
+            continue
+        seen[clip.id] = line
+        info = videos.get(clip.video) if videos is not None else None
+        if info and clip.start >= info.duration:
+            reason = f"start_timestamp {clip.start:.3f} s is past the end of {clip.video} ({info.duration:.3f} s)"
+            annotations.rejected.append(Issue(path, line, "past the end", reason))
+            continue
+        segment = (clip.video, clip.start, clip.stop, *clip.labels.values())
+        oddities = _oddities(clip, info) if videos is not None else {}
+        if seen.setdefault(segment, line) != line:
+            oddities["repeated"] = f"same video, times and labels as line {seen[segment]}"
+        annotations.odd.extend(Issue(path, line, kind, reason) for kind, reason in oddities.items())
+        annotations.clips.append(replace(clip, stop=min(clip.stop, info.duration)) if info else clip)
+    return annotations
+
+
+def read_classes(path: Path) -> list[str]:
+    """Class names (column `key`) by class index (column `id`).
+
+    Raises:
+        RaylabError: the file cannot be read, or its ids are not 0..n-1.
+    """
+    rows = _strict_table(path, ("id", "key"), lambda row: (_whole(row, "id"), row["key"]))
+    ids = sorted(index for index, _ in rows)
+    if not ids or ids != list(range(len(ids))):
+        wrong = next((f"found id {found}, not {want}" for want, found in enumerate(ids) if found != want), "found none")
+        raise RaylabError(f"{path}: class ids must be 0 to n - 1, each once: {wrong}; take the official file")
+    return [name for _, name in sorted(rows)]
+
+
+def read_video_info(path: Path) -> dict[str, VideoInfo]:
+    """Video id → duration and frame rate.
+
+    Raises:
+        RaylabError: the file cannot be read, or a row holds no positive duration and fps.
+    """
+
+    def parse(row: Row) -> tuple[str, VideoInfo]:
+        return row["video_id"], VideoInfo(_positive(row, "duration"), _positive(row, "fps"))
+
+    return dict(_strict_table(path, ("video_id", "duration", "fps"), parse))
+
+
+def find_sources(root: Path, clips: Iterable[Clip], source: str = "auto") -> dict[str, Path]:
+    """Where the frames of each video come from.
+
+    Folders under the root are listed once each, whatever the number of clips. Files are found by their name
+    in those lists, so no annotation can point outside the root; links that stand under it are followed.
+
+    Args:
+        root: folder of the data set.
+        clips: their videos are looked for, in the `SOURCE_FOLDERS` of their participants.
+        source: `videos`, `frames`, or `auto`: for each video its file if there, else its frames.
+
+    Returns:
+        Video id → video file, or folder of `frame_%010d.jpg`.
+
+    Raises:
+        RaylabError: videos are missing, or a folder cannot be listed.
+    """
+    kinds = list(SOURCE_FOLDERS) if source == "auto" else [source]
+    places = [(kind, place) for kind in kinds for place in SOURCE_FOLDERS[kind]]
+    listings: dict[Path, dict[str, Path]] = {}
+    sources: dict[str, Path] = {}
+    missing: list[str] = []
+    for video, participant in sorted({clip.video: clip.group for clip in clips}.items()):
+        for kind, place in places:
+            folder = root / place.format(participant=participant)
+            if folder not in listings:
+                listings[folder] = {_VIDEO_SUFFIX.sub("", at.name): at for at in _scan(folder, _IS_SOURCE[kind])}
+            if video in listings[folder]:
+                sources[video] = listings[folder][video]
+                break
+        else:
+            missing.append(video)
+    if missing:
+        first = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        looked = [f"  {root / place.format(participant='<participant_id>')}/{SOURCE_NAMES[k]}" for k, place in places]
+        raise RaylabError(
+            f"{len(missing):,} of {len(missing) + len(sources):,} videos are missing: {first}\n"
+            f"looked for (data.source={source}):\n" + "\n".join(looked) + f"\n{_REMEDY}"
+        )
+    return sources
+
+
+_REMEDY = (
+    "set data.root=PATH to the folder with the videos, data.annotations=PATH to the folder with the CSV files; "
+    "--demo runs on the built-in data instead"
+)
+
+
+def _annotation_folder(config: DataConfig, root: Path) -> Path:
+    wanted = [*SPLITS.values(), *CLASSES.values()]
+    if config.annotations:
+        folders = [Path(config.annotations).absolute()]
+    else:
+        folders = [root / name for name in ANNOTATION_FOLDERS]
+    files = {folder: _scan(folder, lambda entry: entry.name in wanted and entry.is_file()) for folder in folders}
+    found = [folder for folder in folders if folder / SPLITS["train"] in files[folder]][:1]
+    missing = [folder / name for folder in found or folders for name in wanted if folder / name not in files[folder]]
+    if not missing:
+        return found[0]
+    lines = [f"  {path}" for path in missing]
+    raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, _REMEDY]))
+
+
+def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotations:
+    clips = annotations.clips
+    if not clips:
+        rejected = annotations.rejected
+        first = f", the first: {rejected[0]}" if rejected else ""
+        raise RaylabError(f"{path}: no clips; rows rejected: {len(rejected):,}{first}; take the official file")
+    if most is None or most >= len(clips):
+        return annotations
+    return replace(annotations, clips=[clips[i * len(clips) // most] for i in range(most)])
+
+
+def _is_video(entry: os.DirEntry[str]) -> bool:
+    return bool(_VIDEO_SUFFIX.search(entry.name)) and entry.is_file()
+
+
+def _holds_frames(entry: os.DirEntry[str]) -> bool:
+    if not entry.is_dir():
+        return False
+    with os.scandir(entry) as frames:  # stops at the first of what may be 100,000
+        return any(frame.name.startswith("frame_") for frame in frames)
+
+
+_VIDEO_SUFFIX = re.compile(r"\.mp4$", re.IGNORECASE)
+_IS_SOURCE = {"videos": _is_video, "frames": _holds_frames}
+
+
+def _scan(folder: Path, keep: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
+    """The entries of a folder to keep, by name; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if keep(entry))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RaylabError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+
+
+class _Rejected(Exception):
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        self.reason = reason
+
+
+def _table(
+    path: Path, columns: Iterable[str], parse: Callable[[Row], T], rejected: list[Issue]
+) -> Iterator[tuple[int, T]]:
+    """Line number and parsed row of each row; those that `parse` refuses go to `rejected`."""
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise RaylabError(f"{path}: no column {', '.join(missing)}; its columns: {', '.join(header) or 'none'}")
+            line = reader.line_num + 1
+            for cells in reader:
+                try:
+                    if cells:  # not a blank line
+                        yield line, _parse(header, cells, parse)
+                except _Rejected as refusal:
+                    rejected.append(Issue(path, line, refusal.kind, refusal.reason))
+                line = reader.line_num + 1  # a quoted cell may span lines: a row is named by its first
+    except OSError as error:
+        raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise RaylabError(f"{path}: not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise RaylabError(f"{path}:{line}: not CSV ({error}); check the quotes of the row that begins here") from None
+
+
+def _parse(header: list[str], cells: list[str], parse: Callable[[Row], T]) -> T:
+    if len(cells) != len(header):
+        raise _Rejected("unreadable", f"{len(cells)} cells where the header has {len(header)}")
+    return parse(dict(zip(header, cells, strict=True)))
+
+
+def _strict_table(path: Path, columns: Iterable[str], parse: Callable[[Row], T]) -> list[T]:
+    rejected: list[Issue] = []
+    rows = [row for _, row in _table(path, columns, parse, rejected)]
+    if rejected:
+        raise RaylabError(f"{len(rejected):,} bad rows; take the official file:\n" + "\n".join(map(str, rejected[:5])))
+    return rows
+
+
+def _clip(row: Row, classes: Mapping[str, int]) -> Clip:
+    clip = Clip(
+        id=_name(row, "narration_id"),
+        video=_name(row, "video_id"),
+        start=_seconds(row, "start_timestamp"),
+        stop=_seconds(row, "stop_timestamp"),
+        start_frame=_whole(row, "start_frame"),
+        stop_frame=_whole(row, "stop_frame"),
+        labels={head: _whole(row, f"{head}_class") for head in classes},
+        group=_name(row, "participant_id"),
+    )
+    if clip.stop <= clip.start:
+        raise _Rejected("empty", f"stop_timestamp {clip.stop:.3f} s is not after start_timestamp {clip.start:.3f} s")
+    if clip.stop_frame <= clip.start_frame:
+        raise _Rejected("empty", f"stop_frame {clip.stop_frame} is not after start_frame {clip.start_frame}")
+    if clip.start_frame < 1:
+        raise _Rejected("unreadable", "start_frame 0: extracted frames are numbered from 1")
+    for head, label in clip.labels.items():
+        if label >= classes[head]:
+            raise _Rejected("of unknown class", f"{head}_class {label} is not among 0 to {classes[head] - 1}")
+    return clip
+
+
+def _oddities(clip: Clip, info: VideoInfo | None) -> dict[str, str]:
+    if info is None:
+        return {"without video info": f"video_id {clip.video!r} is not in {VIDEO_INFO}"}
+    found = {}
+    expected = clip.start * info.fps
+    if abs(clip.start_frame - expected) > FRAME_TOLERANCE:
+        found["with frame numbers off"] = (
+            f"start_frame {clip.start_frame} is {abs(clip.start_frame - expected):.1f} frames from "
+            f"start_timestamp {clip.start:.3f} s × {info.fps:.2f} fps"
+        )
+    if clip.stop > info.duration:
+        found["clamped"] = (
+            f"stop_timestamp {clip.stop:.3f} s clamped to the end of {clip.video} ({info.duration:.3f} s)"
+        )
+    return found
+
+
+_TIMESTAMP = re.compile(r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]+)?)")
+_WHOLE = re.compile(r"[0-9]{1,9}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+def _seconds(row: Row, column: str) -> float:
+    match = _TIMESTAMP.fullmatch(row[column])
+    if not match:
+        raise _Rejected("unreadable", f"{column} {row[column]!r} is not a time HH:MM:SS.sss")
+    hours, minutes, seconds = match.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def _whole(row: Row, column: str) -> int:
+    if not _WHOLE.fullmatch(row[column]):
+        raise _Rejected("unreadable", f"{column} {row[column]!r} is not a whole number of 0 or more")
+    return int(row[column])
+
+
+def _positive(row: Row, column: str) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise _Rejected("unreadable", f"{column} {row[column]!r} is not a positive number")
+    return value
+
+
+def _name(row: Row, column: str) -> str:
+    if not _NAME.fullmatch(row[column]):
+        raise _Rejected("unsafely named", f"{column} {row[column]!r} is not a plain name (letters, digits, _ . -)")
+    return row[column]

@@ -1,0 +1,60 @@
+"""Which frames of a clip the model sees: evenly spaced, the first and the last inside the segment."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def frame_numbers(start_frame: int, stop_frame: int, n: int) -> list[int]:
+    """`n` evenly spaced frame numbers, for clips stored as extracted frames.
+
+    `linspace(start_frame, stop_frame - 1, n)`, rounded to the nearest frame (halves to the even one):
+    the last number is the last frame *inside* the segment, not the first one after it. Segments shorter
+    than `n` frames repeat frames; `n = 1` gives the first frame.
+
+    Args:
+        start_frame: first frame, inclusive.
+        stop_frame: just past the last frame.
+        n: how many.
+
+    Returns:
+        `n` ascending numbers in [start_frame, stop_frame - 1].
+
+    Raises:
+        ValueError: the segment has no frame, or `n` is below 1.
+    """
+    _check(start_frame, stop_frame, n)
+    numbers: list[int] = np.rint(np.linspace(start_frame, stop_frame - 1, n)).astype(np.int64).tolist()
+    return numbers
+
+
+def frame_times(start: float, stop: float, fps: float, n: int) -> list[float]:
+    """`n` evenly spaced times, for clips read from video files.
+
+    The rule of `frame_numbers` in seconds: `linspace(start, stop - 1 / fps, n)`. A segment shorter than
+    one frame repeats its start.
+
+    Args:
+        start: seconds, inclusive.
+        stop: seconds, exclusive.
+        fps: frames per second of the video file.
+        n: how many.
+
+    Returns:
+        `n` ascending times in [start, max(start, stop - 1 / fps)].
+
+    Raises:
+        ValueError: the segment is empty, `fps` is not positive, or `n` is below 1.
+    """
+    _check(start, stop, n)
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, not {fps}")
+    times: list[float] = np.linspace(start, max(start, stop - 1 / fps), n).tolist()
+    return times
+
+
+def _check(start: float, stop: float, n: int) -> None:
+    if not start < stop:
+        raise ValueError(f"an empty segment has no frames: start {start}, stop {stop}")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")

@@ -1,0 +1,1 @@
+"""The models: frame encoders, temporal models, and one file for each system's zoo. Pure PyTorch."""

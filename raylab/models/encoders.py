@@ -1,0 +1,135 @@
+"""Frame encoders: any image model of timm, applied to every frame of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import timm
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from raylab.errors import RaylabError
+from raylab.models.weights import encoder_config, read_weights
+
+
+class FrameEncoder(nn.Module):
+    """A timm image model without its classifier, frame by frame.
+
+    Args:
+        name: a timm model, with or without a tag: `resnet50`, `resnet50.a1_in1k`.
+        weights: a weight file for it; None for random weights.
+
+    Attributes:
+        width: C, the number of features of a frame.
+        mean, std: per RGB channel, for pixels in [0, 1]: what the encoder's published weights were trained with.
+        blocks: how many blocks `freeze` can count (timm's coarse groups after the stem).
+
+    Raises:
+        RaylabError: timm has no such model, or the file does not hold its weights.
+    """
+
+    def __init__(self, name: str, weights: Path | None = None) -> None:
+        super().__init__()
+        config = encoder_config(name)
+        self.name = name
+        encoder: Any = timm.create_model(name, num_classes=0) if weights is None else _load(name, config, weights)
+        self.encoder: nn.Module = encoder
+        self.width: int = encoder.head_hidden_size
+        self.mean = tuple(config["mean"])
+        self.std = tuple(config["std"])
+        self._fixed_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
+        self._groups = _groups(encoder)
+        self._frozen: list[nn.Module] = []
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised float (B, T, 3, H, W) → features, float (B, T, C).
+
+        Raises:
+            RaylabError: the encoder takes frames of one size only, and these have another.
+        """
+        size = tuple(video.shape[-2:])
+        if self._fixed_size not in (None, size):
+            raise RaylabError(
+                f"{self.name} takes frames of {self._fixed_size}, not {size}: set data.size={self._fixed_size[0]}"
+            )
+        features: Tensor = self.encoder(video.flatten(0, 1))
+        return features.reshape(*video.shape[:2], self.width)
+
+    @property
+    def blocks(self) -> int:
+        return max(len(self._groups) - 1, 0)
+
+    def freeze(self, blocks: int) -> None:
+        """Fix the stem and the first `blocks` blocks, and train the rest; 0 trains everything.
+
+        A fixed part gets no gradient and stays in evaluation mode whatever `train` is told: batch-norm statistics
+        do not move and dropout is off. As the fixed parts come first, no activation is kept for them.
+        For a ResNet, 2 blocks are the stem, `layer1` and `layer2`.
+
+        Raises:
+            RaylabError: the encoder has fewer blocks.
+        """
+        if blocks > self.blocks:
+            known = f"has {self.blocks} blocks" if self.blocks else "is not divided into blocks by timm"
+            raise RaylabError(
+                f"model.frozen_blocks = {blocks}: {self.name} {known}; set model.frozen_blocks={self.blocks} or less"
+            )
+        fixed = {name for group in self._groups[: blocks + 1 if blocks else 0] for name in group}
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(name not in fixed)
+        self._frozen = [module for module in self.encoder.modules() if _is_fixed(module)]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FrameEncoder:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+def _groups(encoder: Any) -> list[list[str]]:
+    """Parameter names of the stem and of each block, in order; empty where timm does not divide the model."""
+    try:
+        groups = group_parameters(encoder, encoder.group_matcher(coarse=True))
+    except (AttributeError, AssertionError):  # a few of timm's models have no, or no coarse, grouping
+        return []
+    return [groups[index] for index in sorted(groups)]
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _load(name: str, config: Mapping[str, Any], path: Path) -> Any:
+    """The encoder with the weights of `path`, every one of them; only a classifier may be there or not."""
+    state = read_weights(path)
+    classes = _classes(state, config)
+    # With as many classes as the file has, timm loads strictly, and still converts older key layouts.
+    overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0}
+    encoder: Any
+    try:
+        encoder = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, LookupError) as error:
+        lines = str(error).splitlines() if isinstance(error, RuntimeError) else [f"its keys cannot be read, at {error}"]
+        more = [f"… and {len(lines) - 8} more"] if len(lines) > 8 else []
+        reasons = "\n  ".join([*(shorten(line, 300) for line in lines[:8]), *more])
+        raise RaylabError(
+            f"{path}: not the weights of {name}; set model.encoder to the model they were saved from\n  {reasons}"
+        ) from None
+    del encoder.pretrained_cfg["state_dict"]
+    encoder.reset_classifier(0)
+    return encoder
+
+
+def _classes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> int:
+    """Rows of the classifier in a state dict: 0 in timm's layout without one, timm's own number in other layouts."""
+    classifier, stem = (
+        value[0] if isinstance(value, tuple | list) else value for value in (config["classifier"], config["first_conv"])
+    )
+    if f"{classifier}.weight" in state:
+        return len(state[f"{classifier}.weight"])
+    return 0 if f"{stem}.weight" in state else config["num_classes"]

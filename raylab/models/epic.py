@@ -1,0 +1,130 @@
+"""The zoo of the EPIC-KITCHENS-100 system: one clip in, a verb and a noun out.
+
+A model is a frame encoder, a temporal model over the frames' features, and one linear classifier for each head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from raylab.config import ModelConfig
+from raylab.models.registry import register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raylab.models.temporal import TemporalModel
+
+_SOURCE = "EPIC-KITCHENS-100 action recognition, "
+_FRAMES = ("pretrained", "dropout", "frozen_blocks")
+_LSTM = (*_FRAMES, "temporal_layers", "temporal_width")
+_TRANSFORMER = (*_LSTM, "dim_feedforward", "drop_path")
+
+
+@register(
+    task="action",
+    encoder="resnet18",
+    settings=_FRAMES,
+    documented_parameters=11,
+    documented_epochs=30,
+    source=_SOURCE + "simple baseline",
+)
+def resnet18_avg(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """ResNet-18 on every frame, all layers trained; features averaged over time, so the order of frames is not seen."""
+    return _compose(config, heads, _average)
+
+
+@register(
+    task="action",
+    encoder="resnet50",
+    settings=_FRAMES,
+    documented_parameters=25,
+    documented_epochs=25,
+    source=_SOURCE + "phase 1",
+)
+def resnet50_avg(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """ResNet-50 on every frame; features averaged over time, so the order of frames is not seen."""
+    return _compose(config, heads, _average)
+
+
+@register(
+    task="action",
+    encoder="resnet50",
+    settings=_LSTM,
+    documented_parameters=27,
+    documented_epochs=25,
+    source=_SOURCE + "phase 1",
+)
+def resnet50_lstm(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """ResNet-50 on every frame, then a 2-layer LSTM, 512 wide, whose last state is classified."""
+    return _compose(config, heads, _lstm)
+
+
+@register(
+    task="action",
+    encoder="resnet50",
+    settings=_TRANSFORMER,
+    documented_parameters=30,
+    documented_epochs=35,
+    source=_SOURCE + "phase 1",
+)
+def resnet50_transformer(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """ResNet-50 on every frame, then a 6-layer Transformer, 512 wide with 8 heads, averaged over time."""
+    return _compose(config, heads, _transformer)
+
+
+@register(task="action", encoder="resnet50", settings=_TRANSFORMER, source=_SOURCE + "phase 2")
+def resnet50_transformer_regularized(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """`resnet50_transformer` with the stem and the first 2 encoder blocks frozen.
+
+    Published with dropout 0.3-0.5 throughout and drop path 0.1: `model.dropout` and `model.drop_path`.
+    """
+    return _compose(config, heads, _transformer, frozen_blocks=2)
+
+
+def _compose(
+    config: ModelConfig,
+    heads: Mapping[str, int],
+    temporal: Callable[[int, ModelConfig], TemporalModel],
+    frozen_blocks: int = 0,
+) -> nn.Module:
+    from raylab.models.clip_model import ClipModel
+    from raylab.models.encoders import FrameEncoder
+    from raylab.models.weights import fetch_encoder_weights
+
+    assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
+    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained))
+    encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
+    return ClipModel(encoder, temporal(encoder.width, config), heads, config.dropout)
+
+
+def _average(width: int, config: ModelConfig) -> TemporalModel:
+    from raylab.models.temporal import AveragePool
+
+    return AveragePool(width)
+
+
+def _lstm(width: int, config: ModelConfig) -> TemporalModel:
+    from raylab.models.temporal import TemporalLSTM
+
+    return TemporalLSTM(
+        width,
+        hidden=config.temporal_width or 512,
+        layers=config.temporal_layers or 2,
+        dropout=config.dropout,
+    )
+
+
+def _transformer(width: int, config: ModelConfig) -> TemporalModel:
+    from raylab.models.temporal import TemporalTransformer
+
+    return TemporalTransformer(
+        width,
+        width=config.temporal_width or 512,
+        layers=config.temporal_layers or 6,
+        heads=8,
+        dim_feedforward=config.dim_feedforward,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+    )

@@ -1,0 +1,187 @@
+"""Every model by its name. Importing this module, or a zoo, loads neither PyTorch nor timm.
+
+A model is one registered function:
+
+    @register(task="action", encoder="resnet50", settings=("pretrained", "dropout"))
+    def my_model(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+        \"\"\"What it is, in a sentence or two.\"\"\"
+        from my_package.network import Network
+        return Network(config.encoder, heads, config.dropout)
+
+An installed package adds models through the entry-point group `raylab.models`, whose entries name modules
+that register on import. No experiment and no checkpoint can name code to import.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, NamedTuple
+
+from raylab.config import ModelConfig
+from raylab.errors import RaylabError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Build = Callable[[ModelConfig, Mapping[str, int]], nn.Module]
+
+ZOO = ("raylab.models.epic",)
+ENTRY_POINTS = "raylab.models"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One registered model.
+
+    Attributes:
+        name: what `model.name` says.
+        build: (model section with `encoder` filled in, head → classes) → module.
+        task: the task it is made for.
+        encoder: its own timm encoder, or None where the model has no exchangeable encoder.
+        settings: the fields of `ModelConfig` it honours, besides `name` and `encoder`.
+        documented_parameters: the published size in millions, None where none was published.
+        documented_epochs: the published training length.
+        source: the paper or document it comes from.
+        description: the docstring of the function that builds it.
+    """
+
+    name: str
+    build: Build
+    task: str
+    encoder: str | None
+    settings: frozenset[str]
+    documented_parameters: float | None
+    documented_epochs: int | None
+    source: str
+    description: str
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse what this model would silently ignore.
+
+        Raises:
+            RaylabError: a setting the model does not honour differs from its default.
+        """
+        honoured = self.settings | {"name"} | ({"encoder"} if self.encoder else set())
+        for setting, field in ModelConfig.model_fields.items():
+            value = getattr(config, setting)
+            if setting not in honoured and value != field.default:
+                raise RaylabError(
+                    f"model.{setting} = {json.dumps(value)}: {self.name} has no such part ({field.description}); "
+                    f"set model.{setting}={json.dumps(field.default)}"
+                )
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of parameters."""
+
+    total: int
+    trainable: int
+
+
+_MODELS: dict[str, ModelEntry] = {}
+
+
+def register(
+    *,
+    task: str,
+    encoder: str | None = None,
+    settings: Iterable[str] = (),
+    documented_parameters: float | None = None,
+    documented_epochs: int | None = None,
+    source: str = "",
+) -> Callable[[Build], Build]:
+    """Register the decorated function under its own name; the arguments are those of `ModelEntry`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def decorate(build: Build) -> Build:
+        name = build.__name__
+        if name in _MODELS:
+            raise ValueError(f"a model named {name!r} is already registered by {_MODELS[name].build.__module__}")
+        _MODELS[name] = ModelEntry(
+            name=name,
+            build=build,
+            task=task,
+            encoder=encoder,
+            settings=frozenset(settings),
+            documented_parameters=documented_parameters,
+            documented_epochs=documented_epochs,
+            source=source,
+            description=inspect.getdoc(build) or "",
+        )
+        return build
+
+    return decorate
+
+
+def find_model(name: str) -> ModelEntry:
+    """The model of that name.
+
+    Raises:
+        RaylabError: there is none; the message has the nearest name.
+    """
+    _load()
+    if name not in _MODELS:
+        raise unknown_name("model", name, _MODELS)
+    return _MODELS[name]
+
+
+def list_models(task: str | None = None) -> list[ModelEntry]:
+    """All models, or those of one task, in the order of registration."""
+    _load()
+    return [entry for entry in _MODELS.values() if task in (None, entry.task)]
+
+
+def build_model(config: ModelConfig, heads: Mapping[str, int], *, pretrained: bool = True) -> nn.Module:
+    """The model an experiment names.
+
+    Args:
+        config: the model section of an experiment.
+        heads: head name → number of classes.
+        pretrained: False when a checkpoint will fill every weight: nothing is fetched, whatever
+            `config.pretrained` says.
+
+    Raises:
+        RaylabError: the name or the encoder is unknown, a setting does not fit the model, or its weights cannot be had.
+    """
+    entry = find_model(config.name)
+    entry.check(config)
+    complete = {
+        "encoder": config.encoder or entry.encoder,
+        "pretrained": config.pretrained if pretrained else False,
+    }
+    return entry.build(config.model_copy(update=complete), heads)
+
+
+def count_parameters(config: ModelConfig, heads: Mapping[str, int]) -> ParameterCount:
+    """The size of `build_model(config, heads)`, found without allocating or fetching a weight."""
+    import torch
+
+    with torch.device("meta"):
+        parameters = list(build_model(config, heads, pretrained=False).parameters())
+    return ParameterCount(
+        total=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+    )
+
+
+@cache
+def _load() -> None:
+    for module in ZOO:
+        import_module(module)
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except Exception as error:
+            raise RaylabError(
+                f"the installed package {point.dist.name if point.dist else point.value} offers raylab models in "
+                f"{point.value}, which cannot be loaded ({type(error).__name__}: {error}): mend or uninstall it"
+            ) from error

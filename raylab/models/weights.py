@@ -1,0 +1,127 @@
+"""Published weights of the encoders: where they come from, and reading them without running code."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import get_pretrained_cfg, load_state_dict
+from torch import Tensor
+
+from raylab.config import ModelConfig
+from raylab.errors import RaylabError, unknown_name
+from raylab.models.registry import find_model
+
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_CONNECT_SECONDS = 5.0
+
+
+def resolve_weights(config: ModelConfig) -> Path | None:
+    """The weight file a model starts from, downloaded into the cache if need be; None where it starts from random.
+
+    Called once before workers start, it keeps them from failing, or downloading, one by one.
+
+    Raises:
+        RaylabError: as `find_model`, `ModelEntry.check` and `fetch_encoder_weights`.
+    """
+    entry = find_model(config.name)
+    entry.check(config)
+    encoder = config.encoder or entry.encoder
+    return fetch_encoder_weights(encoder, config.pretrained) if encoder else None
+
+
+def fetch_encoder_weights(encoder: str, pretrained: bool | str) -> Path | None:
+    """The weight file of a timm model.
+
+    Args:
+        encoder: a timm model, with or without a tag.
+        pretrained: True for timm's published weights, from the Hugging Face cache or else the hub; a path for a local
+            file; False for none.
+
+    Raises:
+        RaylabError: timm has no such model or no weights for it, the file does not exist, or the weights are not in
+            the cache and the hub does not answer.
+    """
+    config = encoder_config(encoder)
+    if isinstance(pretrained, str):
+        path = Path(pretrained)
+        if not path.is_file():
+            raise RaylabError(f"model.pretrained = {pretrained}: no such file; set a weight file, true or false")
+        return path
+    return _from_hub(encoder, config.get("hf_hub_id")) if pretrained else None
+
+
+def encoder_config(encoder: str) -> dict[str, Any]:
+    """timm's facts about a model: `mean`, `std`, `input_size`, `classifier`, `hf_hub_id` …
+
+    Raises:
+        RaylabError: timm has no such model, or no such tag of it.
+    """
+    if not timm.is_model(encoder):
+        raise unknown_name("encoder", encoder, timm.list_models())
+    try:
+        config: Any = get_pretrained_cfg(encoder)
+    except RuntimeError:  # the tag is unknown
+        tagged = timm.list_models(f"{encoder.split('.')[0]}.*", pretrained=True)
+        raise unknown_name("encoder", encoder, tagged) from None
+    return asdict(config)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a `.safetensors` file, or from a PyTorch file that holds tensors alone.
+
+    PyTorch files may nest it under `state_dict` or `model` and carry the prefixes of DDP and `torch.compile`.
+
+    Raises:
+        RaylabError: the file is damaged, would run code when loaded, or holds something else.
+    """
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # every reader has its own way to reject a damaged file
+        raise RaylabError(
+            f"{path}: cannot be read as weights ({type(error).__name__}); expected a .safetensors file, or a PyTorch "
+            "file that holds tensors alone (torch.save of a state dict)"
+        ) from None
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange or not state:
+        what = f"{strange[0]!r} is a {type(state[strange[0]]).__name__}" if strange else "it is empty"
+        raise RaylabError(f"{path}: not a state dict: {what}; save the model's state_dict() and nothing else")
+    return state
+
+
+def _from_hub(encoder: str, repo: str | None) -> Path:
+    if not repo:
+        raise RaylabError(
+            f"model.pretrained = true: timm publishes no weights for {encoder}; set model.pretrained=false, or the "
+            "path of a weight file"
+        )
+    for file in _FILES:
+        cached = try_to_load_from_cache(repo, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    try:
+        return _download(repo)
+    except Exception as error:  # the hub's HTTP library, and so its errors, differ from version to version
+        raise RaylabError(
+            f"ImageNet weights for {encoder} ({repo}) are not in the cache {constants.HF_HUB_CACHE}, and cannot be "
+            f"fetched from the Hugging Face hub ({type(error).__name__}: {error}). Do one of:\n"
+            "  run once with --dry-run on a machine with internet that shares this cache, such as the login node: "
+            "python -m raylab.train … --dry-run\n"
+            "  model.pretrained=/path/to/weights.safetensors\n"
+            "  model.pretrained=false"
+        ) from None
+
+
+def _download(repo: str) -> Path:
+    for file in _FILES:
+        try:
+            # A download would retry for minutes; this asks once and gives up.
+            get_hf_file_metadata(hf_hub_url(repo, file), timeout=_CONNECT_SECONDS)
+        except EntryNotFoundError:
+            continue
+        return Path(hf_hub_download(repo, file))
+    raise FileNotFoundError(f"{repo} holds none of {', '.join(_FILES)}")

@@ -1,0 +1,54 @@
+"""Everything that can be checked before a cluster starts, cheapest first: names, files, then weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from raylab.config import Experiment
+from raylab.data.datasets import load_dataset
+from raylab.errors import RaylabError
+from raylab.models.registry import find_model
+
+DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
+
+
+def preflight(experiment: Experiment, trials: Iterable[Experiment] = ()) -> str:
+    """Check an experiment and the trials made of it.
+
+    Args:
+        experiment: its data set and weights are looked at once.
+        trials: variants of it, e.g. a sweep's documented configurations.
+
+    Returns:
+        What was found, as text.
+
+    Raises:
+        RaylabError: the first thing that would stop a run.
+    """
+    variants = [experiment, *trials]
+    for variant in variants:
+        entry = find_model(variant.model.name)
+        entry.check(variant.model)
+        if entry.task != variant.task:
+            raise RaylabError(f"model.name = {entry.name}: made for task {entry.task}, not for {variant.task}")
+    data = experiment.data
+    if find_spec(DECODER_MODULES[data.decoder]) is None:
+        raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
+    dataset = load_dataset(data)
+    clips = len(dataset.splits["train"].clips)
+    for variant in variants:
+        batch = variant.data.batch_size * variant.resources.workers
+        if batch > clips:
+            raise RaylabError(
+                f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} is more "
+                f"than the {clips} training clips: lower one of them"
+            )
+
+    from raylab.models.weights import resolve_weights  # imports torch and timm: seconds, so it comes last
+
+    weights = resolve_weights(experiment.model)
+    lines = [f"{split}: {annotations.summary()}" for split, annotations in dataset.splits.items()]
+    classes = ", ".join(f"{count} {head} classes" for head, count in dataset.heads.items())
+    lines += [f"{classes}; {len(dataset.sources)} videos", f"weights: {weights or 'random'}"]
+    return "\n".join(lines)

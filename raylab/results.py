@@ -1,0 +1,249 @@
+"""What runs left behind: list them, compare them, take the best checkpoint, load its model.
+
+    python -m raylab.results                      every run and sweep under results/
+    python -m raylab.results epic_phase2          the leaderboard of one sweep
+
+Nothing here needs Ray, a cluster, or the machine that trained: a copied folder is enough. Loading never
+runs code from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from raylab.cli import console, run_verb
+from raylab.config import Experiment
+from raylab.errors import RaylabError, unknown_name
+from raylab.storage import Folder
+from raylab.sweeps.folder import SweepFolder
+from raylab.training.runfolder import CheckpointInfo, RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import nn
+
+    from raylab.data.augment import ClipTransform
+
+DEFAULT_STORAGE = "results"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk, with everything needed to use its model.
+
+    Attributes:
+        path: its folder, a local path or a URI.
+        epoch: epochs of training behind it.
+        metrics: validation metrics measured with it, e.g. `{"val/action_top1": 0.27}`.
+        experiment: what was trained.
+        labels: head name → class names.
+        run: name of the run it belongs to.
+    """
+
+    folder: Folder
+    epoch: int
+    metrics: dict[str, float]
+    experiment: Experiment
+    labels: dict[str, list[str]]
+    run: str
+
+    @classmethod
+    def open(cls, where: str | Path | Folder, run: str = "") -> Checkpoint:
+        """A checkpoint by its folder.
+
+        Raises:
+            RaylabError: the folder holds no complete checkpoint.
+        """
+        folder = where if isinstance(where, Folder) else Folder.open(where)
+        try:
+            seal = folder.read_json("checkpoint.json")
+            experiment = Experiment.parse(folder.read_json("experiment.json"), str(folder / "experiment.json"))
+            labels = folder.read_json("labels.json")
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise RaylabError(f"{folder}: no complete checkpoint ({error})") from None
+        return cls(folder, seal["epoch"], seal["metrics"], experiment, labels, run)
+
+    @property
+    def path(self) -> str:
+        return str(self.folder)
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Head name → number of classes."""
+        return {head: len(names) for head, names in self.labels.items()}
+
+    def load_model(self, device: str | torch.device = "cpu") -> nn.Module:
+        """The trained model, in evaluation mode: float (B, T, 3, H, W) → head → logits (B, classes)."""
+        from safetensors.torch import load_file
+
+        from raylab.models.registry import build_model
+
+        model = build_model(self.experiment.model, self.heads, pretrained=False)
+        with self.folder.as_local() as folder:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.to(device).eval()
+
+    def transform(self, model: nn.Module) -> ClipTransform:
+        """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them."""
+        from raylab.data.augment import ClipTransform
+
+        return ClipTransform(self.experiment.data, train=False, seed=0, mean=model.mean, std=model.std)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, read from its folder at the moment of the call."""
+
+    name: str
+    sweep: str | None
+    state: str
+    epochs: int
+    metric: str
+    best: float | None
+    seconds: float
+    folder: RunFolder
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Run:
+        history = folder.history()
+        last: Mapping[str, Any] = history[-1] if history else {}
+        train = folder.experiment.train
+        return cls(
+            name=folder.name,
+            sweep=folder.info["sweep"],
+            state=folder.status()["state"],
+            epochs=last.get("epoch", 0),
+            metric=train.monitor or "val/action_top1",
+            best=last.get("best"),
+            seconds=last.get("seconds", 0.0),
+            folder=folder,
+        )
+
+    @property
+    def path(self) -> str:
+        return str(self.folder.folder)
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.folder.experiment
+
+    def history(self) -> pd.DataFrame:
+        """One row an epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(self.folder.history())
+
+    def best_checkpoint(self, metric: str | None = None, mode: str | None = None) -> Checkpoint:
+        """See `raylab.best_checkpoint`."""
+        return best_checkpoint(self.path, metric, mode)
+
+
+def runs(storage: str | Path = DEFAULT_STORAGE) -> list[Run]:
+    """Every run under a results folder, those of sweeps included, by name."""
+    return [Run.read(run) for run in _run_folders(Folder.open(storage))]
+
+
+def best_checkpoint(
+    name: str | Path,
+    metric: str | None = None,
+    mode: str | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+) -> Checkpoint:
+    """The best checkpoint of a sweep or a run, finished or still running.
+
+    Args:
+        name: a sweep's or run's name under `storage`, or the path or URI of its folder.
+        metric: a validation metric, e.g. "val/verb_top1"; by default the one it was trained for.
+        mode: "max" or "min"; by default as it was trained, or "min" for a loss.
+        storage: the results folder, a path or a URI.
+
+    Raises:
+        RaylabError: there is no such sweep or run, it has no checkpoint yet, or none has that metric.
+    """
+    folder = locate(name, storage)
+    sweep = SweepFolder(folder)
+    candidates = sweep.runs() if sweep.exists() else [RunFolder(folder)]
+    if not candidates:
+        raise RaylabError(f"{folder}: no trial has started yet")
+    train = candidates[0].experiment.train
+    if metric is None:
+        metric = train.monitor or "val/action_top1"
+        mode = mode or train.mode
+    mode = mode or ("min" if metric.endswith("loss") else "max")
+    if mode not in ("max", "min"):
+        raise RaylabError(f'mode = {mode!r}: write "max" or "min"')
+    every = [(run, checkpoint) for run in candidates for checkpoint in run.checkpoints()]
+    scored = [(run, c) for run, c in every if metric in c.metrics]
+    if not scored:
+        known = {name for _, c in every for name in c.metrics}
+        raise unknown_name("metric", metric, known) if known else RaylabError(f"{folder}: no checkpoint with metrics yet")
+    sign = 1 if mode == "max" else -1
+    run, best = max(scored, key=lambda pair: sign * pair[1].metrics[metric])
+    return Checkpoint.open(best.folder, run.name)
+
+
+def locate(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Folder:
+    """The folder of a sweep or run, by name under `storage`, or by its own path or URI.
+
+    Raises:
+        RaylabError: there is none.
+    """
+    parent = Folder.open(storage)
+    places = [parent / str(name)] if "://" not in str(name) else []
+    places.append(Folder.open(name))
+    for folder in places:
+        if folder.exists("sweep.json") or folder.exists("run.json"):
+            return folder
+    known = [f for f in parent.folders() if (parent / f).exists("sweep.json") or (parent / f).exists("run.json")]
+    if known:
+        raise unknown_name(f"sweep or run in {parent}", str(name), known)
+    raise RaylabError(f"no sweep or run {str(name)!r}: {parent} holds none; name its folder, or set storage")
+
+
+def _run_folders(storage: Folder) -> list[RunFolder]:
+    found = []
+    for name in storage.folders():
+        run, sweep = RunFolder(storage / name), SweepFolder(storage / name)
+        found += [run] if run.exists() else sweep.runs()
+    return found
+
+
+def runs_table(found: list[Run]) -> Table:
+    """Runs for the terminal."""
+    table = Table("run", "sweep", "state", "epochs", "metric", "best", "minutes")
+    for run in found:
+        best = "–" if run.best is None else f"{run.best:.4f}"
+        table.add_row(run.name, run.sweep, run.state, str(run.epochs), run.metric, best, f"{run.seconds / 60:.1f}")
+    return table
+
+
+def results(
+    name: Annotated[str | None, typer.Argument(help="A sweep or a run; all when left out.")] = None,
+    storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
+) -> None:
+    """List runs, or show one sweep's leaderboard.
+
+    Example: raylab results epic_phase2
+    """
+    if name is None:
+        console.print(runs_table(runs(storage)))
+        return
+    sweep = SweepFolder(locate(name, storage))
+    if sweep.exists():
+        from raylab.sweeps.display import leaderboard_table
+
+        console.print(leaderboard_table(sweep.leaderboard(), sweep.space))
+    else:
+        console.print(runs_table([Run.read(RunFolder(sweep.folder))]))
+
+
+if __name__ == "__main__":
+    run_verb(results)

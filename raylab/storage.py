@@ -1,0 +1,164 @@
+"""A folder on any filesystem pyarrow speaks: a local path, `s3://`, `gs://`, `hdfs://`.
+
+Writes appear whole or not at all: locally by renaming, on object stores because an object becomes
+visible when its upload ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow import ArrowInvalid, fs
+
+from raylab.errors import RaylabError
+
+_PARTIAL = ".partial-"
+
+
+class Folder:
+    """One folder. `folder / "name"` is a folder inside it."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self.filesystem = filesystem
+        self.path = path
+
+    @classmethod
+    def open(cls, where: str | Path) -> Folder:
+        """The folder at a local path or a URI. It need not exist.
+
+        Raises:
+            RaylabError: the URI's scheme is unknown or the address is malformed.
+        """
+        text = str(where)
+        if "://" not in text:
+            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            return cls(*fs.FileSystem.from_uri(text))
+        except (ArrowInvalid, OSError) as error:
+            raise RaylabError(f"storage {text!r} cannot be opened: {error}") from None
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def local(self) -> Path | None:
+        """The path on this machine's disk, None on a remote filesystem."""
+        return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
+    def exists(self, name: str = "") -> bool:
+        return self.filesystem.get_file_info((self / name).path).type != fs.FileType.NotFound
+
+    def folders(self) -> list[str]:
+        """Names of the folders inside, sorted; unfinished writes are not shown."""
+        entries = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(e.base_name for e in entries if e.type == fs.FileType.Directory and _PARTIAL not in e.base_name)
+
+    def read_text(self, name: str) -> str:
+        """Raises FileNotFoundError when the file is not there."""
+        with self.filesystem.open_input_stream((self / name).path) as stream:
+            return bytes(stream.readall()).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file that readers see whole or not at all."""
+        target = (self / name).path
+        self.filesystem.create_dir(self.path, recursive=True)
+        writing = f"{target}{_PARTIAL}{uuid.uuid4().hex}" if self.local else target
+        with self.filesystem.open_output_stream(writing) as stream:
+            stream.write(content)
+        if writing != target:
+            self.filesystem.move(writing, target)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_text(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
+
+    @contextmanager
+    def new_folder(self, name: str, seal: str) -> Iterator[Path]:
+        """A local folder to fill, which becomes `name` when the block ends without an error.
+
+        Args:
+            name: the folder to create, replacing one of the same name.
+            seal: the file whose presence says that the folder is complete; it is uploaded last.
+        """
+        if self.local:
+            self.local.mkdir(parents=True, exist_ok=True)
+        filling = Path(tempfile.mkdtemp(prefix=f"{name}{_PARTIAL}", dir=self.local))
+        try:
+            yield filling
+            if self.local:
+                filling.chmod(0o777 & ~_umask())
+                self.remove(name)
+                filling.rename(self.local / name)
+            else:
+                self.upload(filling, name, last=seal)
+        finally:
+            shutil.rmtree(filling, ignore_errors=True)
+
+    def upload(self, source: Path, name: str, last: str | None = None) -> None:
+        """Copy a local folder's files to `name`, `last` after all others."""
+        files = sorted((p for p in source.rglob("*") if p.is_file()), key=lambda p: p.name == last)
+        for file in files:
+            target = (self / name / file.relative_to(source).as_posix()).path
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            fs.copy_files(str(file), target, destination_filesystem=self.filesystem)
+
+    @contextmanager
+    def as_local(self) -> Iterator[Path]:
+        """This folder on local disk: itself, or a temporary copy."""
+        if self.local:
+            yield self.local
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            fs.copy_files(self.path, copy, source_filesystem=self.filesystem)
+            yield Path(copy)
+
+    def remove(self, name: str) -> None:
+        """Delete a folder inside this one, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_dir((self / name).path)
+
+    def move(self, name: str, new: str) -> None:
+        """Rename a folder inside this one."""
+        if self.local:
+            self.filesystem.move((self / name).path, (self / new).path)
+            return
+        fs.copy_files(
+            (self / name).path,
+            (self / new).path,
+            source_filesystem=self.filesystem,
+            destination_filesystem=self.filesystem,
+        )
+        self.remove(name)
+
+
+def cache_folder() -> Path:
+    """Where raylab keeps what it can make again: `$RAYLAB_CACHE`, or `raylab` in the user's cache folder."""
+    if "RAYLAB_CACHE" in os.environ:
+        return Path(os.environ["RAYLAB_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "raylab"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

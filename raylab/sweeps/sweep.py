@@ -1,0 +1,166 @@
+"""One sweep: a search space, explored by Ray Tune with Optuna, each trial a Ray Train run."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import optuna
+import ray
+import torch
+from ray import tune
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from raylab import __version__
+from raylab.cluster.capacity import Demand
+from raylab.storage import Folder
+from raylab.sweeps.folder import SweepFolder
+from raylab.sweeps.search import NAME, OBJECTIVE, ResumedASHA, StudySearch, mend_journal, trial_name
+from raylab.sweeps.space import SearchSpace
+from raylab.training.runfolder import ENDED
+from raylab.training.trainer import TrainingFailed, launch
+
+
+def run_sweep(
+    space: SearchSpace,
+    folder: SweepFolder,
+    nodes: list[dict[str, Any]],
+    watch: Callable[[SweepFolder, int, int], Callback] | None = None,
+) -> None:
+    """Run a sweep to its end, going on from whatever an earlier process left.
+
+    Args:
+        space: what to search.
+        folder: where it lives, created; its lock must be held.
+        nodes: resources of the cluster's nodes.
+        watch: (folder, trials in all, trials at once) → a Ray Tune callback that shows progress.
+
+    Raises:
+        RaylabError: one trial asks for more than the cluster can give.
+    """
+    demand = Demand.of(space.experiment.resources, nodes)
+    concurrent = min(demand.fits(nodes), space.search.max_concurrent or sys.maxsize)
+    journal = folder.journal()
+    mend_journal(journal)
+    search = StudySearch(space, journal)
+    settle(folder, search)
+
+    ended = [trial_name(trial) for trial in search.trials if trial.state.is_finished()]
+    left = max(space.search.trials - len(ended), 0)
+    keeper = Keeper(folder, space.search.keep_trials)
+    if left:
+        callbacks = [keeper, *([watch(folder, space.search.trials, concurrent)] if watch else [])]
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(run_trial, space=space, folder=folder.folder, demand=demand),
+                # The driver of a trial waits on its workers: it takes no CPU, and stays on the head.
+                {"node:__internal_head__": 0.001},
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=scheduler(space, folder, ended),
+                num_samples=left,
+                max_concurrent_trials=min(concurrent, left),
+            ),
+            run_config=tune.RunConfig(
+                name=space.name, storage_path=tempfile.mkdtemp(prefix="raylab-tune-"), callbacks=callbacks, verbose=0
+            ),
+        )
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's cause is in the table
+        tuner.fit()
+    keeper.settle()
+
+
+def run_trial(config: dict[str, Any], space: SearchSpace, folder: Folder, demand: Demand) -> None:
+    """The driver of one trial: it launches the training run and hands its metrics to Ray Tune."""
+    run = SweepFolder(folder).run(config[NAME])
+    run.create(space.trial(config["values"]), sweep=space.name)
+    try:
+        launch(run, demand, callbacks=[TuneReportCallback()])
+    except TrainingFailed as error:
+        raise RuntimeError(str(error)) from None
+    tune.report(run.history()[-1])  # a run that had ended before reports nothing else
+
+
+class Keeper(Callback):  # type: ignore[misc]
+    """Keeps the sweep's folder true as trials end: states, pruned checkpoints, study and leaderboard."""
+
+    def __init__(self, folder: SweepFolder, keep_trials: int) -> None:
+        self.folder = folder
+        self.keep_trials = keep_trials
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.end(trial, "stopped", None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_pickled_error() or RuntimeError("the trial's driver was lost")
+        self.end(trial, "failed", str(getattr(error, "cause", error)).strip().splitlines()[-1])
+
+    def end(self, trial: Trial, state: Any, error: str | None) -> None:
+        run = self.folder.run(trial.config[NAME])
+        if run.exists() and run.status()["state"] not in ENDED:
+            run.set_status(state, error)
+        self.settle()
+
+    def settle(self) -> None:
+        self.folder.prune(self.keep_trials)
+        self.folder.publish_journal()
+        self.folder.write_leaderboard()
+
+
+def settle(folder: SweepFolder, search: StudySearch) -> None:
+    """Bring study and run folders to agree on what ended in the moment an earlier process was killed."""
+    for trial in search.trials:
+        run = folder.run(trial_name(trial))
+        if trial.state.is_finished() and run.exists() and run.status()["state"] not in ENDED:
+            run.set_status("failed" if trial.state == optuna.trial.TrialState.FAIL else "stopped")
+    for trial in search.remaining:
+        run = folder.run(trial_name(trial))
+        status = run.status()
+        history = run.history()
+        if status["state"] == "failed":
+            search.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        elif status["state"] in ("finished", "stopped") and history:
+            search.study.tell(trial.number, history[-1][OBJECTIVE])
+    search.unfinished = [trial for trial in search.remaining if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+def scheduler(space: SearchSpace, folder: SweepFolder, ended: list[str]) -> ResumedASHA | None:
+    """ASHA over epochs, informed of what was measured before; None where every trial is to run to its end."""
+    if space.search.scheduler == "none":
+        return None
+    return ResumedASHA(
+        past=lambda name: folder.run(name).history(),
+        ended=ended,
+        metric=OBJECTIVE,
+        mode=space.search.mode,
+        time_attr="epoch",
+        # Above the last epoch: at max_t Ray kills the trial before it has cleaned up.
+        max_t=space.experiment.train.epochs + 1,
+        grace_period=space.search.grace_epochs,
+        reduction_factor=space.search.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def provenance() -> dict[str, Any]:
+    """What made a sweep: command, time and versions."""
+    return {
+        "command": shlex.join(sys.argv),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "raylab": __version__,
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "optuna": optuna.__version__,
+        },
+    }

@@ -1,0 +1,125 @@
+"""Train one experiment.
+
+    python -m raylab.train epic_phase2 model.dropout=0.4
+    python -m raylab.train epic_phase2 --config config3 resources.workers=4
+    python -m raylab.train my_experiment.yaml --dry-run
+
+The same command again goes on where the run stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raylab.cli import console, run_verb
+from raylab.config import Experiment, parse_overrides, read_yaml
+from raylab.errors import RaylabError, unknown_name
+from raylab.preflight import preflight
+from raylab.results import DEFAULT_STORAGE, Run
+from raylab.storage import Folder
+from raylab.sweeps.space import SearchSpace, find
+from raylab.training.runfolder import RunFolder, set_aside
+
+
+def fit(
+    experiment: Experiment,
+    name: str | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+    fresh: bool = False,
+) -> Run:
+    """Train one experiment on the cluster at hand, or on this machine.
+
+    Args:
+        experiment: what to train.
+        name: the run's name; by default its model and a fingerprint of its settings, so that the same
+            experiment finds its own run again and goes on with it.
+        storage: where runs live: a path or a URI such as `s3://bucket/results`.
+        fresh: set an existing run of that name aside and start anew.
+
+    Raises:
+        RaylabError: the experiment cannot run: files, names, values, resources.
+        TrainingFailed: training itself failed.
+    """
+    preflight(experiment)
+    from raylab.cluster.capacity import Demand
+    from raylab.cluster.connect import connect
+    from raylab.training.trainer import launch
+
+    folder = Folder.open(storage)
+    run = RunFolder(folder / (name or default_name(experiment)))
+    if fresh:
+        set_aside(folder, run.name)
+    run.create(experiment)
+    nodes = connect()
+    demand = Demand.of(experiment.resources, nodes)
+    demand.fits(nodes)
+    launch(run, demand)
+    return Run.read(run)
+
+
+def default_name(experiment: Experiment) -> str:
+    """Model, data set and a fingerprint of every setting."""
+    content = json.dumps(experiment.to_dict(), sort_keys=True).encode()
+    return f"{experiment.model.name}-{experiment.data.dataset}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def load_experiment(name: str, config: str | None = None, demo: bool = False) -> Experiment:
+    """The base experiment of a sweep, or one of its documented configurations, or an experiment's own file.
+
+    Raises:
+        RaylabError: there is no such sweep, file or configuration.
+    """
+    path = find(name)
+    if "space" not in (data := read_yaml(path)):
+        if config or demo:
+            raise RaylabError(f"{path} is one experiment: it has neither documented configurations nor a demo")
+        return Experiment.parse(data, str(path))
+    space = SearchSpace.load(name)
+    space = space.for_demo() if demo else space
+    if config is None:
+        return space.trial({})
+    if config not in space.documented:
+        raise unknown_name("configuration", config, space.documented)
+    return space.trial(space.documented[config])
+
+
+def train(
+    experiment: Annotated[str, typer.Argument(help="A sweep's name, or a YAML file of a sweep or an experiment.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. optim.lr=1e-4.")] = None,
+    config: Annotated[str | None, typer.Option(help="A documented configuration, e.g. config3.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Small, on the built-in data set.")] = False,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set an existing run aside and start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, fetch weights, train nothing.")] = False,
+) -> None:
+    """Train one experiment on as many workers as `resources.workers` says.
+
+    Example: raylab train epic_phase2 model.dropout=0.4 resources.workers=4
+    """
+    changes: dict[str, Any] = parse_overrides(overrides or [])
+    chosen = load_experiment(experiment, config, demo).override(changes)
+    if dry_run:
+        console.print(preflight(chosen))
+        return
+    from raylab.training.trainer import TrainingFailed
+
+    console.print(f"training {name or default_name(chosen)} → {storage}")
+    try:
+        run = fit(chosen, name, storage, fresh)
+    except TrainingFailed as error:
+        console.print(f"[bold red]failed:[/] {error}")
+        raise typer.Exit(1) from None
+    last = run.history().iloc[-1]
+    console.print(f"{run.state} after {run.epochs} epochs; best {run.metric} = {run.best:.4f}")
+    console.print(f"train {last.get('train/action_top1', float('nan')):.4f}, last epoch; {run.seconds:.0f} s")
+    console.print(f'load it: raylab.best_checkpoint("{run.name}").load_model()')
+
+
+if __name__ == "__main__":
+    run_verb(train)

@@ -1,0 +1,309 @@
+"""The training loop. It knows no Ray: it runs in one process, under torchrun, or in a Ray Train worker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.utils.data import DataLoader
+
+from raylab.config import Experiment
+from raylab.data.augment import ClipTransform
+from raylab.data.clips import Dataset
+from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, make_loader
+from raylab.errors import RaylabError, unknown_name
+from raylab.tasks import build_task
+from raylab.training.optim import build_optimizer, build_schedule
+from raylab.training.recorder import Recorder
+from raylab.training.runfolder import RunFolder
+from raylab.training.state import LossMean, Progress, TrainState, seed_step, sync_flag
+
+Report = Callable[[dict[str, Any]], None]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Where this process stands in the group that trains one model."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls, device: torch.device | None = None) -> Worker:
+        if device is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if dist.is_initialized():
+            return cls(device, dist.get_rank(), dist.get_world_size())
+        return cls(device)
+
+
+def train(experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Worker, report: Report) -> Progress:
+    """Train `experiment`, from the run's newest checkpoint if it has one, to its last epoch.
+
+    Args:
+        experiment: what to train.
+        dataset: its clips.
+        run: where checkpoints and metrics go; only rank 0 writes.
+        worker: this process's device and rank.
+        report: called on every rank after each epoch with that epoch's row of metrics.
+
+    Raises:
+        RaylabError: the loss is no longer finite.
+    """
+    trainer = Trainer(experiment, dataset, run, worker)
+    progress = trainer.state.progress
+    if progress.history:  # a resumed run first says where it stands
+        report(progress.history[-1])
+    while not trainer.done:
+        trainer.train_epoch()
+        report(trainer.finish_epoch())
+    return progress
+
+
+class Trainer:
+    """One worker's part of one run."""
+
+    def __init__(self, experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Worker) -> None:
+        torch.manual_seed(experiment.seed)  # the same initial weights on every rank
+        self.experiment, self.run, self.worker = experiment, run, worker
+        data, accumulate = experiment.data, experiment.train.accumulate
+        latest = run.latest()
+
+        task = build_task(experiment, dataset.heads, pretrained=latest is None).to(worker.device)
+        self.monitor = experiment.train.monitor or task.monitor
+        valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
+        if self.monitor not in valid:
+            raise unknown_name("metric (train.monitor or search.metric)", self.monitor, valid)
+        self.batches = TrainBatches(
+            len(dataset.splits["train"].clips), data.batch_size, worker.rank, worker.world_size, experiment.seed
+        )
+        self.steps_per_epoch = -(-len(self.batches) // accumulate)
+        optimizer = build_optimizer(task.model.parameters(), experiment.optim)
+        self.state = TrainState(
+            experiment=experiment,
+            labels=dataset.labels,
+            task=task,
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, experiment.optim, experiment.train.epochs, self.steps_per_epoch),
+            scaler=GradScaler(worker.device.type, enabled=experiment.train.precision == "fp16"),
+            metric=task.metrics().to(worker.device),
+            loss=LossMean(["loss", *task.loss_names]).to(worker.device),
+            progress=Progress(),
+        )
+        if latest:
+            with latest.folder.as_local() as folder:
+                self.state.read(folder, worker.rank)
+        if worker.world_size > 1:
+            task.distribute()
+
+        pin = worker.device.type == "cuda"
+        clips = {split: ClipDataset(dataset.splits[split].clips, dataset.sources, data) for split in ("train", "val")}
+        self.train_loader = make_loader(clips["train"], self.batches, data, pin)
+        val_batches = EvalBatches(len(clips["val"]), data.batch_size, worker.rank, worker.world_size)
+        self.val_loader = make_loader(clips["val"], val_batches, data, pin)
+        normalise = {"mean": task.model.mean, "std": task.model.std}
+        self.train_transform = ClipTransform(data, train=True, seed=experiment.seed, **normalise)
+        self.val_transform = ClipTransform(data, train=False, seed=experiment.seed, **normalise)
+        self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
+        self.saved_at = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is reached, or patience has run out."""
+        progress, config = self.state.progress, self.experiment.train
+        waited = progress.epoch - progress.best_epoch
+        return progress.epoch >= config.epochs or (config.patience is not None and waited >= config.patience)
+
+    def train_epoch(self) -> None:
+        """The rest of the running epoch, from wherever the state stands."""
+        state, config = self.state, self.experiment.train
+        progress = state.progress
+        state.task.train()
+        self.clock = StepClock()
+        self.batches.set_position(progress.epoch, progress.batch)
+        for batch in self.clock.watch(self.train_loader):
+            last = progress.batch + 1 == len(self.batches)
+            steps = (progress.batch + 1) % config.accumulate == 0 or last
+            self.backward(batch, sync=steps)
+            progress.batch += 1
+            if not steps:
+                continue
+            self.step()
+            if progress.step % config.log_steps == 0 and not last:
+                self.read_loss()
+                due = time.monotonic() - self.saved_at > config.checkpoint_minutes * 60
+                if sync_flag(due, self.worker.device):
+                    self.save({})
+        self.read_loss()
+        self.clock.stop()
+
+    def backward(self, batch: dict[str, Any], sync: bool) -> None:
+        """Add one batch's gradients; workers exchange them only where `sync` says so."""
+        state, progress = self.state, self.state.progress
+        seed_step(self.experiment.seed, progress.epoch * len(self.batches) + progress.batch, self.worker.rank)
+        batch = self.to_device(batch, self.train_transform, progress.epoch)
+        with self.no_sync() if not sync else nullcontext():
+            with self.autocast():
+                output = state.task(batch)
+            state.scaler.scale(output.loss / self.group_size()).backward()
+        clips = len(batch["ids"])
+        state.metric.update(output.predictions, batch["labels"])
+        state.loss.update({"loss": output.loss.detach(), **output.losses}, clips)
+        self.clock.clips += clips * self.worker.world_size
+
+    def group_size(self) -> int:
+        """Batches whose gradients make the running step: the last group of an epoch may be smaller."""
+        accumulate, start = self.experiment.train.accumulate, self.state.progress.batch
+        first = start - start % accumulate
+        return min(accumulate, len(self.batches) - first)
+
+    def step(self) -> None:
+        """One optimiser step."""
+        state, clip_norm = self.state, self.experiment.train.clip_norm
+        state.scaler.unscale_(state.optimizer)
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self.clock.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.schedule.step()
+        state.progress.step += 1
+
+    def read_loss(self) -> None:
+        """Wait for the device, record the epoch's loss so far, and end a run that has diverged."""
+        state = self.state
+        with state.loss.sync_context():  # every rank sees the same loss, so all end together
+            loss = (state.loss.sums[0] / state.loss.clips).item()
+        if not math.isfinite(loss):
+            raise RaylabError(
+                f"the training loss is {loss} at step {state.progress.step}, epoch {state.progress.epoch + 1}: "
+                f"lower optim.lr (now {self.experiment.optim.lr:g}), or use train.precision=bf16 or fp32"
+            )
+        if self.recorder:
+            self.recorder.step(state.progress.step, {"train/running_loss": loss, "lr": self.learning_rate()})
+
+    def finish_epoch(self) -> dict[str, Any]:
+        """Validate, record, save; the epoch's row of metrics."""
+        state = self.state
+        progress = state.progress
+        started = time.monotonic()
+        val = self.validate()
+        training = numbers({**state.loss.compute(), **state.metric.compute()}, "train")
+        state.metric.reset()
+        state.loss.reset()
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+
+        monitored = val[self.monitor]
+        sign = 1 if self.experiment.train.mode == "max" else -1
+        if progress.best is None or sign * monitored > sign * progress.best:
+            progress.best, progress.best_epoch = monitored, progress.epoch
+        gap = {f"gap/{name[4:]}": training[f"train/{name[4:]}"] - value for name, value in val.items()}
+        clock = self.clock.summary()
+        progress.seconds += clock["seconds"] + time.monotonic() - started
+        row = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "best": progress.best,
+            "best_epoch": progress.best_epoch,
+            **training,
+            **val,
+            **gap,
+            **clock,
+            "lr": self.learning_rate(),
+            "seconds": progress.seconds,
+        }
+        progress.history.append(row)
+        self.save(val)
+        if self.recorder:
+            self.recorder.epoch(progress.history, done=self.done)
+        return row
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """`val/…` metrics over every validation clip, each counted once."""
+        task = self.state.task
+        task.eval()
+        metric = task.metrics().to(self.worker.device)
+        loss = LossMean(self.state.loss.names).to(self.worker.device)
+        for batch in self.val_loader:
+            batch = self.to_device(batch, self.val_transform, epoch=0)
+            with self.autocast():
+                output = task(batch)
+            metric.update(output.predictions, batch["labels"])
+            loss.update({"loss": output.loss, **output.losses}, len(batch["ids"]))
+        return numbers({**loss.compute(), **metric.compute()}, "val")
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint and keep, of all, the newest and the best."""
+        progress, mode = self.state.progress, self.experiment.train.mode
+        with self.state.collected():
+            if self.worker.rank == 0:
+                self.run.write_checkpoint(self.state.write, progress.epoch, progress.step, metrics)
+                self.run.prune([self.run.latest(), self.run.best(self.monitor, mode)])
+        self.saved_at = time.monotonic()
+
+    def to_device(self, batch: dict[str, Any], transform: ClipTransform, epoch: int) -> dict[str, Any]:
+        """A batch from the loader, uint8, as the model takes it: on the device, augmented, normalised."""
+        device = self.worker.device
+        video: Tensor = batch["video"].to(device, non_blocking=True)
+        labels = {head: value.to(device, non_blocking=True) for head, value in batch["labels"].items()}
+        return {**batch, "video": transform(video, batch["ids"], epoch), "labels": labels}
+
+    def autocast(self) -> torch.autocast:
+        precision = self.experiment.train.precision
+        return torch.autocast(self.worker.device.type, DTYPES[precision], enabled=precision != "fp32")
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        parallel = self.state.task.parallel
+        context: AbstractContextManager[None] = getattr(parallel, "no_sync", nullcontext)()
+        return context
+
+    def learning_rate(self) -> float:
+        return float(self.state.optimizer.param_groups[0]["lr"])
+
+
+class StepClock:
+    """Where an epoch's time goes: clips a second, and the share spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self.waited = 0.0
+        self.elapsed = 0.0
+        self.grad_norm: Tensor | None = None
+        self.started = time.monotonic()
+
+    def watch(self, loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+        batches = iter(loader)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def stop(self) -> None:
+        self.elapsed = time.monotonic() - self.started
+
+    def summary(self) -> dict[str, float]:
+        return {
+            "clips_per_second": self.clips / self.elapsed,
+            "data_wait": self.waited / self.elapsed,
+            "grad_norm": float(self.grad_norm) if self.grad_norm is not None else 0.0,
+            "seconds": self.elapsed,
+        }
+
+
+def numbers(metrics: dict[str, Tensor], prefix: str) -> dict[str, float]:
+    """Tensors to floats, under `prefix/`."""
+    return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}

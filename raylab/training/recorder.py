@@ -1,0 +1,57 @@
+"""Metrics on disk: the history file and TensorBoard, written by rank 0."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from raylab.config import Experiment, settings
+from raylab.training.runfolder import RunFolder
+
+
+class Recorder:
+    """Writes one run's metrics.
+
+    Args:
+        run: the run's folder.
+        experiment: its settings, shown as TensorBoard hyperparameters.
+        step: the step the run starts from; events of an earlier attempt past it are hidden.
+    """
+
+    def __init__(self, run: RunFolder, experiment: Experiment, step: int) -> None:
+        self.run = run
+        self.experiment = experiment
+        self.scratch = None if run.folder.local else Path(tempfile.mkdtemp(prefix="tensorboard-"))
+        logdir = self.scratch or Path(run.folder.path) / "tensorboard"
+        self.writer = SummaryWriter(str(logdir), purge_step=step + 1 if step else None, flush_secs=10)
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def epoch(self, history: list[dict[str, Any]], done: bool) -> None:
+        """Record the newest row; with `done`, also the hyperparameters with the best result."""
+        self.run.write_history(history)
+        row = history[-1]
+        self.step(row["step"], {name: value for name, value in row.items() if name not in ("step", "epoch", "lr")})
+        if done:
+            hyperparameters = {path: _plain(self.experiment.get(path)) for path in settings(Experiment)}
+            self.writer.add_hparams(hyperparameters, {"best": row["best"]}, name="hparams", global_step=row["step"])
+        self.writer.flush()
+        if self.scratch:
+            self.run.folder.upload(self.scratch, "tensorboard")
+        if done:
+            self.close()
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

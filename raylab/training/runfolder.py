@@ -1,0 +1,159 @@
+"""What one training run leaves on disk, written by the loop and read by everyone else.
+
+| path | content |
+|---|---|
+| `run.json` | name, sweep, experiment, versions |
+| `status.json` | `running`, `finished`, `stopped` (by the scheduler) or `failed`, with the cause |
+| `error.txt` | the whole traceback of a failed run |
+| `history.jsonl` | one row of metrics for each finished epoch |
+| `checkpoints/step_00001234/` | the newest and the best checkpoint (see `training.state`) |
+| `tensorboard/` | event files |
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from raylab import __version__
+from raylab.config import Experiment, settings
+from raylab.errors import RaylabError
+from raylab.storage import Folder
+
+SEAL = "checkpoint.json"
+State = Literal["created", "running", "finished", "stopped", "failed"]
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint: its folder, its position and the metrics measured there."""
+
+    folder: Folder
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def create(self, experiment: Experiment, sweep: str | None = None) -> None:
+        """Write `run.json` unless the run is there already.
+
+        Raises:
+            RaylabError: the folder holds a run of another experiment.
+        """
+        if self.exists():
+            different = differences(self.experiment, experiment)
+            if different:
+                raise RaylabError(f"{self.folder} holds a run with other settings: {different}: use --fresh or --name")
+            return
+        self.folder.write_json(
+            "run.json",
+            {
+                "name": self.name,
+                "sweep": sweep,
+                "experiment": experiment.to_dict(),
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "versions": {"raylab": __version__, "python": platform.python_version()},
+            },
+        )
+
+    def exists(self) -> bool:
+        return self.folder.exists("run.json")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        info: dict[str, Any] = self.folder.read_json("run.json")
+        return info
+
+    @property
+    def experiment(self) -> Experiment:
+        return Experiment.parse(self.info["experiment"], str(self.folder / "run.json"))
+
+    def status(self) -> dict[str, Any]:
+        """`{"state": …, "time": …, "error": … or None}`."""
+        try:
+            status: dict[str, Any] = self.folder.read_json("status.json")
+        except FileNotFoundError:
+            return {"state": "created", "time": None, "error": None}
+        return status
+
+    def set_status(self, state: State, error: str | None = None) -> None:
+        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.folder.write_json("status.json", {"state": state, "time": time, "error": error})
+
+    def history(self) -> list[dict[str, Any]]:
+        try:
+            text = self.folder.read_text("history.jsonl")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        self.folder.write_text("history.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_checkpoint(self, write: Callable[[Path], None], epoch: int, step: int, metrics: dict[str, float]) -> None:
+        """Add a checkpoint whose files `write` puts into the folder it is given."""
+        with (self.folder / "checkpoints").new_folder(f"step_{step:08d}", seal=SEAL) as path:
+            write(path)
+            seal = {"epoch": epoch, "step": step, "metrics": metrics, "raylab": __version__}
+            (path / SEAL).write_text(json.dumps(seal, indent=1))
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Complete checkpoints, oldest first."""
+        found = []
+        for name in (self.folder / "checkpoints").folders():
+            folder = self.folder / "checkpoints" / name
+            try:
+                seal = folder.read_json(SEAL)
+            except FileNotFoundError:  # being written or deleted at this moment
+                continue
+            found.append(CheckpointInfo(folder, seal["epoch"], seal["step"], seal["metrics"]))
+        return sorted(found, key=lambda c: c.step)
+
+    def latest(self) -> CheckpointInfo | None:
+        return max(self.checkpoints(), key=lambda c: c.step, default=None)
+
+    def best(self, metric: str, mode: str) -> CheckpointInfo | None:
+        """The checkpoint with the best value of `metric`, the earliest of equals."""
+        scored = [c for c in self.checkpoints() if metric in c.metrics]
+        sign = 1 if mode == "max" else -1
+        return max(scored, key=lambda c: (sign * c.metrics[metric], -c.step), default=None)
+
+    def prune(self, keep: list[CheckpointInfo | None]) -> None:
+        """Delete all checkpoints but these."""
+        kept = {c.folder.name for c in keep if c}
+        for name in (self.folder / "checkpoints").folders():
+            if name not in kept:
+                (self.folder / "checkpoints").remove(name)
+
+
+def set_aside(parent: Folder, name: str) -> None:
+    """Rename `parent/name`, if it exists, by the present time: what a user had is never deleted."""
+    if parent.exists(name):
+        parent.move(name, f"{name}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S}")
+
+
+def differences(old: Experiment, new: Experiment) -> str:
+    """Settings that decide the result and differ, as text; empty when a run may go on."""
+    free = {"resources", "max_failures", "checkpoint_minutes", "log_steps", "loader_workers"}
+    changed = [
+        f"{path} {old.get(path)!r} → {new.get(path)!r}"
+        for path in settings(Experiment)
+        if free.isdisjoint(path.split(".")) and old.get(path) != new.get(path)
+    ]
+    return ", ".join(changed)

@@ -1,0 +1,152 @@
+"""Everything that changes while a run trains, and its form on disk.
+
+A checkpoint is a folder:
+
+| file | content |
+|---|---|
+| `experiment.json`, `labels.json` | what was trained: rebuilds the model, its transforms and its label maps |
+| `model.safetensors` | the weights of the trained model |
+| `training.json`, `training.safetensors` | optimiser, schedule, gradient scaler, running metrics, position, history |
+| `checkpoint.json` | epoch, step and metrics; written last, so a folder that has it is complete |
+
+Random numbers need no state: every draw is a function of the seed and the position (`seed_step`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+from raylab.config import Experiment
+from raylab.tasks import Task
+from raylab.training.tree import load_tree, save_tree
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        epoch: finished epochs.
+        batch: batches done in the running epoch, on every worker.
+        step: optimiser steps done.
+        best: best value of the monitored metric so far, with its epoch.
+        seconds: time spent training and validating, over all restarts.
+        history: one row of metrics for each finished epoch.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_epoch: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class TrainState:
+    """The parts of a run that a checkpoint must hold for a resumed run to end with the same bits."""
+
+    experiment: Experiment
+    labels: dict[str, list[str]]
+    task: Task
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: GradScaler
+    metric: Metric
+    loss: LossMean
+    progress: Progress
+
+    def write(self, folder: Path) -> None:
+        """Write all files but the seal. Called on rank 0, inside `collected`."""
+        (folder / "experiment.json").write_text(json.dumps(self.experiment.to_dict(), indent=1))
+        (folder / "labels.json").write_text(json.dumps(self.labels))
+        weights = {name: tensor.contiguous() for name, tensor in self.task.model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        parts = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "metric": self.metric.state_dict(),
+            "loss": self.loss.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        save_tree(parts, folder / "training")
+
+    def read(self, folder: Path, rank: int) -> None:
+        """Take up the state of a checkpoint.
+
+        Running metrics were summed over all workers when they were written, so rank 0 takes the sums
+        and the others begin at zero: a run may go on with another number of workers.
+        """
+        self.task.model.load_state_dict(load_file(folder / "model.safetensors"))
+        parts = load_tree(folder / "training")
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.schedule.load_state_dict(parts["schedule"])
+        self.scaler.load_state_dict(parts["scaler"])
+        self.progress = Progress(**parts["progress"])
+        if rank == 0:
+            device = self.metric.device
+            for metric, state in ((self.metric, parts["metric"]), (self.loss, parts["loss"])):
+                metric.load_state_dict(state)
+                metric.to(device)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Inside, the running metrics are the sums over all workers. Every rank must enter."""
+        with self.metric.sync_context(), self.loss.sync_context():
+            yield
+
+
+class LossMean(Metric):
+    """Mean of each loss over clips, `update({"loss": value}, clips)`; kept on the device until read."""
+
+    full_state_update = False
+    sums: Tensor
+    clips: Tensor
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.add_state("sums", torch.zeros(len(names), dtype=torch.double), dist_reduce_fx="sum", persistent=True)
+        self.add_state("clips", torch.zeros((), dtype=torch.double), dist_reduce_fx="sum", persistent=True)
+
+    def update(self, losses: dict[str, Tensor], clips: int) -> None:
+        self.sums += torch.stack([losses[name] for name in self.names]).double() * clips
+        self.clips += clips
+
+    def compute(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.sums / self.clips.clamp(min=1), strict=True))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator a step may draw from (dropout, drop path) by its position in the run."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    value = int.from_bytes(digest, "little") >> 1
+    torch.manual_seed(value)
+    random.seed(value)
+
+
+def sync_flag(flag: bool, device: torch.device) -> bool:
+    """Rank 0's decision on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    tensor = torch.tensor(int(flag), device=device)
+    dist.broadcast(tensor, src=0)
+    return bool(tensor.item())

@@ -1,0 +1,100 @@
+"""One training run on the cluster: the loop inside Ray Train's `TorchTrainer`."""
+
+from __future__ import annotations
+
+
+import traceback
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.callback import UserCallback
+
+from raylab.cluster.capacity import Demand
+from raylab.config import Experiment
+from raylab.data.datasets import load_dataset
+from raylab.errors import RaylabError
+from raylab.training.loop import Worker, train
+from raylab.training.runfolder import RunFolder
+
+
+class TrainingFailed(RuntimeError):
+    """A run that ended in an error; the message is the cause."""
+
+
+def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None = None) -> None:
+    """Train the experiment of `run` on `demand.workers` workers, resuming what is there.
+
+    Args:
+        run: an existing run folder.
+        demand: what each worker reserves.
+        callbacks: Ray Train callbacks, e.g. one that forwards metrics to Ray Tune.
+
+    Raises:
+        TrainingFailed: the run failed more often than `train.max_failures` allows, or cannot be mended
+            by a restart.
+    """
+    if run.status()["state"] == "finished":
+        return
+    experiment = run.experiment
+    run.set_status("running")
+    # Ray keeps its own bookkeeping apart; raylab's checkpoints and metrics do not depend on it.
+    bookkeeping = run.folder / "ray"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"run": run.folder},
+        scaling_config=ScalingConfig(
+            num_workers=demand.workers,
+            use_gpu=demand.gpus > 0,
+            resources_per_worker=demand.per_worker(),
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=bookkeeping.path,
+            storage_filesystem=bookkeeping.filesystem,
+            failure_config=FailureConfig(max_failures=experiment.train.max_failures, controller_failure_limit=3),
+            callbacks=callbacks or [],
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        cause = root_cause(error)
+        run.folder.write_text("error.txt", "".join(traceback.format_exception(error)))
+        run.set_status("failed", cause)
+        raise TrainingFailed(cause) from error
+    finally:
+        run.folder.remove("ray")
+    status = run.status()
+    if status["state"] == "failed":
+        raise TrainingFailed(status["error"])
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What every Ray Train worker runs."""
+    run = RunFolder(config["run"])
+    experiment: Experiment = run.experiment
+    worker = Worker.current(get_device())
+
+    def report(row: dict[str, Any]) -> None:
+        ray.train.report(row)
+
+    try:
+        train(experiment, load_dataset(experiment.data), run, worker, report)
+        outcome: tuple[Any, ...] = ("finished",)
+    except RaylabError as error:  # a restart would meet it again, so it ends the run
+        outcome = ("failed", str(error))
+    if worker.rank == 0:
+        run.set_status(*outcome)
+
+
+def root_cause(error: BaseException) -> str:
+    """The last line that says what went wrong, without Ray's frames."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,164 @@
+"""Sweep an experiment's hyperparameters.
+
+    python -m raylab.tune --list
+    python -m raylab.tune epic_phase2 data.root=$VSC_SCRATCH/epic resources.workers=4
+    python -m raylab.tune epic_phase2 --demo
+    python -m raylab.tune my_space.yaml search.trials=50
+
+The same command again resumes the sweep; `--fresh` sets the old one aside and starts anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from raylab.cli import console, run_verb
+from raylab.errors import RaylabError
+from raylab.preflight import preflight
+from raylab.results import DEFAULT_STORAGE
+from raylab.storage import Folder
+from raylab.sweeps.folder import SweepFolder
+from raylab.sweeps.space import SearchSpace, shipped
+from raylab.training.runfolder import set_aside
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def sweep(
+    space: SearchSpace | str,
+    overrides: list[str] | None = None,
+    *,
+    demo: bool = False,
+    name: str | None = None,
+    storage: str | Path = DEFAULT_STORAGE,
+    fresh: bool = False,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Run or resume a sweep on the cluster at hand, or on this machine.
+
+    Args:
+        space: a search space, or the name or path of its file.
+        overrides: `setting=value` words, as on the command line.
+        demo: run it small, on the built-in data set, under the name `…_demo`.
+        name: the sweep's name, by default that of its file.
+        storage: where sweeps live: a path or a URI such as `s3://bucket/results`.
+        fresh: set an existing sweep of that name aside and start anew.
+        quiet: show no progress.
+
+    Returns:
+        The leaderboard (see `SweepFolder.leaderboard`).
+
+    Raises:
+        RaylabError: something would keep the trials from running: files, names, values, resources.
+    """
+    chosen = choose(space, overrides or [], demo, name)
+    preflight(chosen.experiment, [chosen.trial(values) for values in chosen.documented.values()])
+    from raylab.cluster.connect import connect, dashboard_url
+    from raylab.sweeps.display import Watch, leaderboard_table
+    from raylab.sweeps.monitor import tensorboard
+    from raylab.sweeps.sweep import provenance, run_sweep
+
+    parent = Folder.open(storage)
+    folder = SweepFolder(parent / chosen.name)
+    with folder.locked():
+        if fresh:
+            set_aside(parent, chosen.name)
+        folder.create(chosen, provenance())
+        nodes = connect()
+        if quiet:
+            run_sweep(chosen, folder, nodes)
+            return folder.leaderboard()
+        console.print(introduction(chosen, folder))
+        console.print(f"Ray dashboard: {dashboard_url() or 'not running'}")
+        console.print(f"TensorBoard: {tensorboard(folder)}")
+        if folder.folder.local:
+            console.print(f"Optuna: optuna-dashboard {folder.journal()}")
+        run_sweep(chosen, folder, nodes, lambda *progress: Watch(console, *progress))
+        board = folder.leaderboard()
+        console.print(leaderboard_table(board, chosen))
+        return board
+
+
+def choose(space: SearchSpace | str, overrides: list[str], demo: bool, name: str | None) -> SearchSpace:
+    """The sweep that is meant: its file, its demo if wanted, then the overrides, then the name."""
+    chosen = SearchSpace.load(space) if isinstance(space, str) else space
+    if demo:
+        chosen = chosen.for_demo()
+    if overrides:
+        chosen = chosen.override(overrides)
+    return chosen.model_copy(update={"name": name}) if name else chosen
+
+
+def introduction(space: SearchSpace, folder: SweepFolder) -> str:
+    """What is about to run, in words; a demo says what it is not."""
+    experiment, search = space.experiment, space.search
+    data, train = experiment.data, experiment.train
+    batch = f"{data.batch_size} × {experiment.resources.workers} workers × {train.accumulate}"
+    lines = [
+        f"{space.name}: {space.description}",
+        f"{search.trials} trials, {len(space.documented)} of them documented; {train.epochs} epochs, "
+        f"{search.scheduler} after {search.grace_epochs}; best by {search.metric} ({search.mode})",
+        f"model {experiment.model.name}, {data.frames} frames of {data.size}×{data.size}, batch {batch}",
+        f"searching {', '.join(f'{path} {values}' for path, values in space.space.items())}",
+        f"results in {folder.folder}",
+    ]
+    if data.dataset == "kitchen":
+        lines.insert(
+            1,
+            f"Demo: the built-in synthetic data set ({data.kitchen}), a small encoder ({experiment.model.encoder}) without "
+            "pretrained weights. Its figures say nothing about EPIC-KITCHENS.",
+        )
+    return "\n".join(lines)
+
+
+def listing() -> Table:
+    """Every shipped sweep with its size, metric and source."""
+    table = Table("sweep", "trials", "documented", "space", "metric", "source")
+    for name in shipped():
+        space = SearchSpace.load(name)
+        size = f"{len(space.space)} settings, {space.size}"
+        metric = f"{space.search.metric} ({space.search.mode})"
+        table.add_row(name, str(space.search.trials), str(len(space.documented)), size, metric, space.source)
+    return table
+
+
+def tune(
+    space: Annotated[str | None, typer.Argument(help="A shipped sweep's name, or the path of a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. search.trials=50.")] = None,
+    list_sweeps: Annotated[bool, typer.Option("--list", help="Show every shipped sweep.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Small, on the built-in data set.")] = False,
+    name: Annotated[str | None, typer.Option(help="The sweep's name.")] = None,
+    storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set an existing sweep aside and start anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, fetch weights, train nothing.")] = False,
+) -> None:
+    """Sweep hyperparameters; the same command again resumes.
+
+    Example: raylab tune epic_phase2 data.root=/data/epic resources.workers=4
+    """
+    if list_sweeps:
+        console.print(listing())
+        return
+    if space is None:
+        raise RaylabError(f"which sweep? One of {', '.join(shipped())}, or the path of a YAML file; see --list")
+    chosen = choose(space, overrides or [], demo, name)
+    if dry_run:
+        console.print(preflight(chosen.experiment, [chosen.trial(row) for row in chosen.documented.values()]))
+        return
+    board = sweep(chosen, storage=storage, fresh=fresh)
+    where = "" if storage == DEFAULT_STORAGE else f', storage="{storage}"'
+    scored = board[chosen.search.metric].notna()
+    if not scored.any():
+        console.print("[bold red]no trial succeeded[/]; the causes are in the table")
+        raise typer.Exit(1)
+    console.print(f"best: {board.loc[0, 'trial']}. Load its model in Python:")
+    console.print(f'    import raylab; model = raylab.best_checkpoint("{chosen.name}"{where}).load_model()')
+
+
+if __name__ == "__main__":
+    run_verb(tune)

@@ -1,0 +1,284 @@
+"""Every registered model, and the registry."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raylab.config import ModelConfig
+from raylab.errors import RaylabError
+from raylab.models.registry import build_model, count_parameters, find_model, list_models, register
+
+HEADS = {"verb": 97, "noun": 300}
+NAMES = [entry.name for entry in list_models()]
+TINY = "test_resnet"  # timm's 0.5M-parameter ResNet, with the stages and key layout of the large ones
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def tiny(name: str, **settings: object) -> nn.Module:
+    """The model over a tiny encoder, and with a narrow temporal model where it has one."""
+    entry = find_model(name)
+    config = {"name": name, "encoder": TINY if entry.encoder else None, "pretrained": False}
+    narrow = {"temporal_width": 64, "dim_feedforward": 128}
+    config |= {setting: value for setting, value in narrow.items() if setting in entry.settings}
+    return build_model(ModelConfig.model_validate(config | settings), HEADS)
+
+
+def clips(frames: int = 4) -> Tensor:
+    return torch.randn(2, frames, 3, 64, 64)
+
+
+def perturb(model: nn.Module) -> None:
+    """Move every weight and statistic away from its initial value."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(torch.rand_like(value) * 0.1 if value.is_floating_point() else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_of_each_head_for_any_number_of_frames(name: str) -> None:
+    model = tiny(name)
+    for frames in (1, 4, 7):
+        logits = model(clips(frames))
+        assert {head: tuple(value.shape) for head, value in logits.items()} == {"verb": (2, 97), "noun": (2, 300)}
+        assert all(value.isfinite().all() for value in logits.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_what_is_trained_and_nothing_else(name: str) -> None:
+    model = tiny(name).train()
+    sum(value.square().sum() for value in model(clips()).values()).backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+        else:
+            assert parameter.grad is None, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_is_deterministic_and_training_is_not(name: str) -> None:
+    model, video = tiny(name, dropout=0.5), clips()
+    model.eval()
+    assert torch.equal(model(video)["verb"], model(video)["verb"])
+    model.train()
+    assert not torch.equal(model(video)["verb"], model(video)["verb"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_dict_alone_restores_the_model(name: str, tmp_path: Path) -> None:
+    saved, video = tiny(name).eval(), clips()
+    perturb(saved)
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    restored = tiny(name).eval()
+    assert not torch.equal(restored(video)["noun"], saved(video)["noun"])
+    restored.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    for head, value in saved(video).items():
+        assert torch.equal(restored(video)[head], value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_temporal_models_see_the_order_of_frames(name: str) -> None:
+    model, video = tiny(name).eval().double(), clips(8).double()  # double: rounding cannot be taken for sight
+    difference = (model(video)["verb"] - model(video.flip(1))["verb"]).abs().max()
+    assert difference < 1e-12 if name.endswith("_avg") else difference > 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_clip_does_not_change_the_logits_of_another(name: str) -> None:
+    model, video = tiny(name).eval(), clips()
+    torch.testing.assert_close(model(video)["verb"][:1], model(video[:1])["verb"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("entry", list_models(), ids=lambda entry: entry.name)
+def test_an_entry_says_what_the_model_is(entry) -> None:
+    assert len(entry.description) > 40
+    assert entry.source
+    assert entry.settings <= set(ModelConfig.model_fields)
+
+
+# ResNet without its classifier, by torchvision's published totals: 11,689,512 - 513,000 and 25,557,032 - 2,049,000.
+RESNET18, RESNET50 = 11_176_512, 23_508_032
+RESNET50_STEM_TO_LAYER2 = 9_536 + 215_808 + 1_219_584
+LSTM = 4 * 512 * (2048 + 512 + 2) + 4 * 512 * (512 + 512 + 2)
+ENCODER_LAYER = 4 * (512 * 512 + 512) + (512 * 2048 + 2048) + (2048 * 512 + 512) + 2 * 2 * 512
+TRANSFORMER = 2 * 2048 + (2048 * 512 + 512) + 6 * ENCODER_LAYER + 2 * 512
+
+
+def classifiers(width: int) -> int:
+    return (width + 1) * (97 + 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "frozen", "tolerance"),
+    [
+        ("resnet18_avg", RESNET18 + classifiers(512), 0, 0.05),
+        ("resnet50_avg", RESNET50 + classifiers(2048), 0, 0.05),
+        ("resnet50_lstm", RESNET50 + LSTM + classifiers(512), 0, 0.20),
+        # The published 30M cannot hold six layers with the stock feed-forward width of 2048.
+        ("resnet50_transformer", RESNET50 + TRANSFORMER + classifiers(512), 0, 0.50),
+        (
+            "resnet50_transformer_regularized",
+            RESNET50 + TRANSFORMER + classifiers(512),
+            RESNET50_STEM_TO_LAYER2,
+            None,
+        ),
+    ],
+)
+def test_size_follows_from_the_structure(name: str, parameters: int, frozen: int, tolerance: float | None) -> None:
+    assert count_parameters(ModelConfig(name=name), HEADS) == (parameters, parameters - frozen)
+    documented = find_model(name).documented_parameters
+    if tolerance is None:
+        assert documented is None
+    else:
+        assert parameters / 1e6 == pytest.approx(documented, rel=tolerance)
+
+
+def test_a_model_with_its_own_encoder() -> None:
+    model = build_model(ModelConfig(name="resnet50_lstm", pretrained=False), HEADS).eval()
+    with torch.no_grad():
+        assert model(clips(1))["noun"].shape == (2, 300)
+    assert (model.mean, model.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_rebuilding_from_a_checkpoint_fetches_no_weights(tmp_path: Path) -> None:
+    gone = ModelConfig(name="resnet50_avg", encoder=TINY, pretrained=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(RaylabError, match="no such file"):
+        build_model(gone, HEADS)
+    assert build_model(gone, HEADS, pretrained=False)(clips())["verb"].shape == (2, 97)
+
+
+def test_settings_change_the_structure() -> None:
+    model = tiny(
+        "resnet50_transformer",
+        temporal_layers=3,
+        temporal_width=64,
+        dim_feedforward=100,
+        dropout=0.4,
+        drop_path=0.2,
+        frozen_blocks=1,
+    )
+    blocks = list(model.temporal.blocks)
+    assert len(blocks) == 3
+    assert blocks[0].mlp.fc1.weight.shape == (100, 64)
+    assert blocks[2].drop_path1.drop_prob == 0.2
+    assert {module.p for module in model.temporal.modules() if isinstance(module, nn.Dropout)} == {0.4}
+    assert model.dropout.p == 0.4
+    assert not model.encoder.encoder.layer1[0].conv1.weight.requires_grad
+    assert model.encoder.encoder.layer2[0].conv1.weight.requires_grad
+    assert tiny("resnet50_lstm", temporal_layers=1, temporal_width=24).heads["verb"].in_features == 24
+
+
+def test_phase_2_freezes_two_blocks_unless_told_otherwise() -> None:
+    def trainable(**settings: object) -> int:
+        return sum(p.requires_grad for p in tiny("resnet50_transformer_regularized", **settings).parameters())
+
+    assert trainable() == trainable(frozen_blocks=2) < trainable(frozen_blocks=1) < trainable(frozen_blocks=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "remedy"),
+    [
+        ("resnet50_lstm", "drop_path", 0.1, "model.drop_path=0.0"),
+        ("resnet50_lstm", "dim_feedforward", 1024, "model.dim_feedforward=2048"),
+        ("resnet50_avg", "temporal_layers", 2, "model.temporal_layers=null"),
+        ("resnet18_avg", "temporal_width", 64, "model.temporal_width=null"),
+    ],
+)
+def test_a_setting_the_model_would_ignore_is_refused(name: str, setting: str, value: float, remedy: str) -> None:
+    with pytest.raises(RaylabError, match=rf"model\.{setting} = .*{name}") as error:
+        tiny(name, **{setting: value})
+    assert remedy in str(error.value)
+
+
+def test_a_misspelt_name_gets_the_nearest() -> None:
+    with pytest.raises(RaylabError, match="did you mean 'resnet50_transformer'"):
+        build_model(ModelConfig(name="resnet50_transfomer"), HEADS)
+
+
+def test_models_are_listed_by_task() -> None:
+    assert list_models("action") == [entry for entry in list_models() if entry.task == "action"] != []
+    assert list_models("no such task") == []
+
+
+def test_a_name_can_be_registered_once() -> None:
+    def resnet50_avg(config: ModelConfig, heads: dict[str, int]) -> nn.Module:
+        return nn.Identity()
+
+    with pytest.raises(ValueError, match=r"resnet50_avg.*raylab\.models\.epic"):
+        register(task="action")(resnet50_avg)
+
+
+def python(code: str, path: Path) -> str:
+    """Standard output of a fresh interpreter that finds packages in `path` too."""
+    search = os.pathsep.join([str(path), *sys.path])
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": search}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_names_are_checked_without_loading_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from raylab.models.registry import find_model
+find_model("resnet50_transformer")
+print({"torch", "timm", "ray"} & set(sys.modules))
+"""
+    assert python(code, tmp_path) == "set()"
+
+
+def install(path: Path, module: str) -> None:
+    """A package as pip leaves it, offering `module` as an entry point."""
+    (path / "plugin-1.0.dist-info").mkdir()
+    (path / "plugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (path / "plugin-1.0.dist-info" / "entry_points.txt").write_text(f"[raylab.models]\nplugin = {module}\n")
+
+
+def test_an_installed_package_adds_models(tmp_path: Path) -> None:
+    install(tmp_path, "plugin_models")
+    (tmp_path / "plugin_models.py").write_text(
+        """
+from raylab.models.registry import register
+
+@register(task="action", settings=("dropout",))
+def mean_colour(config, heads):
+    "The mean colour of the clip, and a linear classifier."
+    from torch import nn
+    return nn.Flatten()
+"""
+    )
+    code = """
+from raylab.config import ModelConfig
+from raylab.models.registry import build_model, find_model
+print(find_model("mean_colour").description, build_model(ModelConfig(name="mean_colour"), {}))
+"""
+    assert python(code, tmp_path).startswith("The mean colour of the clip, and a linear classifier. Flatten(")
+
+
+def test_a_broken_package_is_named(tmp_path: Path) -> None:
+    install(tmp_path, "no_such_module")
+    code = """
+from raylab.errors import RaylabError
+from raylab.models.registry import list_models
+try:
+    list_models()
+except RaylabError as error:
+    print(error)
+"""
+    message = python(code, tmp_path)
+    assert "plugin" in message
+    assert "no_such_module" in message

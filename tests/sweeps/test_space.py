@@ -1,0 +1,108 @@
+import pytest
+
+from raylab.config import Experiment
+from raylab.errors import RaylabError
+from raylab.sweeps.space import SearchSpace, find, shipped
+
+DOCUMENTED = {  # lr, batch size, dropout, label smoothing, drop path
+    "config1": (5e-5, 24, 0.5, 0.1, 0.1),
+    "config2": (1e-4, 24, 0.4, 0.1, 0.1),
+    "config3": (5e-5, 32, 0.5, 0.15, 0.1),
+    "config4": (5e-5, 24, 0.6, 0.1, 0.15),
+    "config5": (3e-5, 24, 0.5, 0.1, 0.1),
+    "config6": (5e-5, 16, 0.5, 0.1, 0.1),
+    "config7": (5e-5, 24, 0.5, 0.2, 0.1),
+    "config8": (5e-5, 24, 0.4, 0.1, 0.05),
+}
+
+
+def small(**changes):
+    data = {
+        "description": "a space",
+        "experiment": {"train": {"epochs": 10}},
+        "space": {"optim.lr": {"loguniform": [1e-5, 1e-3]}, "data.batch_size": {"choice": [8, 16]}},
+        "documented": {"first": {"optim.lr": 1e-4, "data.batch_size": 16}},
+        **changes,
+    }
+    return SearchSpace.parse(data, "mine", "mine.yaml")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_space_is_valid_and_survives_a_round_trip(name):
+    space = SearchSpace.load(name)
+    assert space.source
+    assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
+    if space.demo:
+        assert space.for_demo().experiment.data.dataset == "kitchen"
+        assert space.for_demo().name == f"{name}_demo"
+
+
+def test_phase_2_holds_the_published_grid():
+    space = SearchSpace.load("epic_phase2")
+    paths = ("optim.lr", "data.batch_size", "model.dropout", "loss.label_smoothing", "model.drop_path")
+    assert {row: tuple(values[path] for path in paths) for row, values in space.documented.items()} == DOCUMENTED
+    assert set(space.space) == set(paths)
+    first = space.trial(space.documented["config1"])
+    assert (first.optim.weight_decay, first.train.clip_norm, first.data.frames, first.data.size) == (1e-4, 1.0, 16, 224)
+    assert (first.train.precision, first.optim.schedule) == ("fp16", "cosine_warm_restarts")
+
+
+def test_a_row_takes_what_it_leaves_open_from_the_base_experiment():
+    space = small(documented={"first": {"optim.lr": 1e-4}}, experiment={"data": {"batch_size": 8}})
+    assert space.documented["first"] == {"optim.lr": 1e-4, "data.batch_size": 8}
+
+
+def test_trials_are_experiments_monitored_by_the_sweeps_metric():
+    trial = small(search={"metric": "val/verb_top1", "grace_epochs": 2}).trial({"optim.lr": 2e-4})
+    assert isinstance(trial, Experiment)
+    assert (trial.optim.lr, trial.train.monitor) == (2e-4, "val/verb_top1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"space": {"optim.lrr": {"uniform": [0.1, 1]}}, "documented": {}}, ["optim.lrr", "optim.lr"]),
+        ({"space": {"optim.lr": {"uniform": [-1.0, 1]}}, "documented": {}}, ["optim.lr = -1.0", "greater than 0"]),
+        ({"space": {"optim.lr": {"loguniform": [1, 0.1]}}, "documented": {}}, ["less than the second"]),
+        ({"space": {"optim.lr": {"loguniform": [0, 1]}}, "documented": {}}, ["above 0"]),
+        ({"space": {"optim.lr": {"normal": [0, 1]}}, "documented": {}}, ["normal"]),
+        ({"space": {"optim.lr": {"choice": []}}, "documented": {}}, ["at least 1 item"]),
+        ({"space": {"optim.lr": {}}, "documented": {}}, ["choice, uniform, loguniform, randint"]),
+        ({"space": {}, "documented": {}}, ["space is empty"]),
+        ({"space": {"resources.workers": {"choice": [1, 2]}}, "documented": {}}, ["resources.workers", "whole sweep"]),
+        ({"space": {"data.batch_size": {"choice": [8, "x"]}}, "documented": {}}, ["data.batch_size = 'x'"]),
+        ({"documented": {"bad": {"optim.lr": 0.5}}}, ["documented.bad", "optim.lr = 0.5", "outside the space"]),
+        ({"documented": {"bad": {"model.dropout": 0.5}}}, ["documented.bad", "model.dropout"]),
+        ({"search": {"trails": 3}}, ["trails", "trials"]),
+        ({"search": {"grace_epochs": 20}}, ["search.grace_epochs = 20", "train.epochs = 10"]),
+        ({"experiment": {"optim": {"lr": "fast"}}}, ["optim.lr = 'fast'"]),
+    ],
+)
+def test_bad_spaces_are_refused_when_they_are_read(changes, parts):
+    with pytest.raises(RaylabError) as error:
+        small(**changes)
+    for part in ["mine.yaml", *parts]:
+        assert part in str(error.value)
+
+
+def test_fixing_a_searched_setting_drops_it_and_the_rows_that_disagree():
+    space = SearchSpace.load("epic_phase2").override(["model.dropout=0.4", "search.trials=9"])
+    assert "model.dropout" not in space.space
+    assert list(space.documented) == ["config2", "config8"]
+    assert space.search.trials == 9
+    assert space.trial({}).model.dropout == 0.4
+
+
+def test_a_space_with_everything_fixed_is_no_sweep():
+    with pytest.raises(RaylabError, match="raylab train"):
+        small().override(["optim.lr=1e-4", "data.batch_size=8"])
+
+
+def test_spaces_are_found_by_name_and_by_path(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(find("epic_phase2").read_text())
+    assert SearchSpace.load(str(mine)).name == "mine"
+    with pytest.raises(RaylabError, match="did you mean 'epic_phase2'"):
+        find("epic_phase_2")
+    with pytest.raises(RaylabError, match="no such file"):
+        find("absent.yaml")

@@ -1,0 +1,71 @@
+import pytest
+
+from raylab.config import Experiment, parse_overrides, read_yaml, settings
+from raylab.errors import RaylabError
+
+
+def test_every_setting_survives_a_round_trip_through_a_plain_dict():
+    experiment = Experiment().override({"optim.lr": 3e-5, "train.clip_norm": None, "loss.weights.noun": 0.5})
+    assert Experiment.parse(experiment.to_dict()) == experiment
+    assert experiment.get("loss.weights.noun") == 0.5
+
+
+def test_an_override_changes_only_what_it_names():
+    base = Experiment()
+    changed = base.override(parse_overrides(["model.dropout=0.4", "data.batch_size=16", "train.patience=null"]))
+    different = {path for path in settings(Experiment) if base.get(path) != changed.get(path)}
+    assert different == {"model.dropout", "data.batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("model.dropuot=0.4", ["unknown setting model.dropuot", "did you mean model.dropout?"]),
+        ("dropout=0.4", ["unknown setting dropout", "did you mean model.dropout?"]),
+        ("model.name.x=1", ["unknown setting model.name.x"]),
+        ("optim.lr=-1", ["optim.lr = -1", "greater than 0"]),
+        ("data.batch_size=many", ["data.batch_size = 'many'", "integer"]),
+        ("model.dropout=1", ["model.dropout = 1", "less than 1"]),
+        ("train.precision=fp8", ["train.precision = 'fp8'", "'fp32', 'fp16' or 'bf16'"]),
+        ("data.root=$RAYLAB_NOT_SET/x", ["data.root", "RAYLAB_NOT_SET", "not set"]),
+        ("optim.lr=[1", ["optim.lr=[1", "not valid YAML"]),
+        ("fast", ["'fast' is not an override", "optim.lr=1e-4"]),
+    ],
+)
+def test_bad_overrides_name_the_field_the_value_and_the_remedy(word, parts):
+    with pytest.raises(RaylabError) as error:
+        Experiment().override(parse_overrides([word]))
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(RaylabError) as error:
+        Experiment.parse({"optim": {"lr": 0}, "model": {"dropout": 2}}, "mine.yaml")
+    assert str(error.value).count("mine.yaml") == 2
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-5", 5e-5), ("1E-4", 1e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("-2e-3", -2e-3)])
+def test_numbers_are_read_as_yaml_1_2_reads_them(text, value):
+    assert parse_overrides([f"optim.lr={text}"]) == {"optim.lr": value}
+
+
+def test_user_paths_are_expanded(monkeypatch):
+    monkeypatch.setenv("DATA_DISK", "/data")
+    assert Experiment().override({"data.root": "$DATA_DISK/epic"}).data.root == "/data/epic"
+
+
+def test_yaml_files_refuse_repeated_keys_code_and_other_shapes(tmp_path):
+    file = tmp_path / "x.yaml"
+    for text, part in [
+        ("a: 1\na: 2\n", "'a' stands twice"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("- 1\n", "expected settings"),
+        ("a: [1\n", "not valid YAML"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(RaylabError, match=part) as error:
+            read_yaml(file)
+        assert str(file) in str(error.value)
+    with pytest.raises(RaylabError, match="cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")

@@ -1,0 +1,175 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raylab.data.datasets import load_dataset
+from raylab.errors import RaylabError
+from raylab.storage import Folder
+from raylab.training.loop import Trainer, Worker, train
+from raylab.training.runfolder import RunFolder
+from raylab.training.tree import load_tree
+
+CPU = Worker(torch.device("cpu"))
+
+
+def new_run(folder, experiment):
+    run = RunFolder(Folder.open(folder))
+    run.create(experiment)
+    return run
+
+
+def train_here(folder, experiment):
+    run, rows = new_run(folder, experiment), []
+    train(experiment, load_dataset(experiment.data), run, CPU, rows.append)
+    return run, rows
+
+
+def train_in_a_process(folder, fatal, moment):
+    program = Path(__file__).with_name("train_until_killed.py")
+    return subprocess.run([sys.executable, program, folder, str(fatal), moment], check=False).returncode
+
+
+def final_state(run):
+    folder = Path(run.latest().folder.path)
+    return load_file(folder / "model.safetensors"), load_tree(folder / "training")
+
+
+def without_times(rows):
+    timed = {"seconds", "clips_per_second", "data_wait"}
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_path, small_experiment, accumulate):
+    experiment = small_experiment.override(
+        {"train.checkpoint_minutes": 1e-9, "train.accumulate": accumulate, "data.augment": "aggressive"}
+    )
+    whole, disturbed = (new_run(tmp_path / name, experiment) for name in ("whole", "disturbed"))
+    assert train_in_a_process(tmp_path / "whole", 0, "after") == 0
+    # Once in mid-epoch after a checkpoint, once halfway through writing one.
+    assert train_in_a_process(tmp_path / "disturbed", 2, "after") == -signal.SIGKILL
+    assert 0 < disturbed.latest().step < whole.latest().step / 2
+    assert train_in_a_process(tmp_path / "disturbed", 2, "before") == -signal.SIGKILL
+    assert train_in_a_process(tmp_path / "disturbed", 0, "after") == 0
+
+    (weights, state), (other_weights, other_state) = final_state(whole), final_state(disturbed)
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    moments = [s["optimizer"]["state"] for s in (state, other_state)]
+    for index, values in moments[0].items():
+        assert all(torch.equal(values[key], moments[1][index][key]) for key in values)
+    assert state["schedule"] == other_state["schedule"]
+    assert without_times(whole.history()) == without_times(disturbed.history())
+
+
+def test_every_weight_changed_by_hand_survives_a_checkpoint(tmp_path, small_experiment):
+    dataset = load_dataset(small_experiment.data)
+    trainer = Trainer(small_experiment, dataset, new_run(tmp_path / "run", small_experiment), CPU)
+    with torch.no_grad():
+        for tensor in trainer.state.task.model.state_dict().values():
+            tensor.add_(1)
+    expected = {name: tensor.clone() for name, tensor in trainer.state.task.model.state_dict().items()}
+    trainer.save({})
+    again = Trainer(small_experiment, dataset, trainer.run, CPU)
+    actual = again.state.task.model.state_dict()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_frozen_blocks_do_not_move_and_the_rest_does(tmp_path, small_experiment):
+    dataset = load_dataset(small_experiment.data)
+    trainer = Trainer(small_experiment, dataset, new_run(tmp_path / "run", small_experiment), CPU)
+    model = trainer.state.task.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.train_epoch()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any("layer1" in name for name in frozen)
+    for name, tensor in model.state_dict().items():
+        if name in frozen or "layer1.0.bn" in name:
+            assert torch.equal(tensor, before[name]), name
+    moved = [n for n, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+    assert len(moved) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_history_counts_every_clip_and_keeps_the_best(tmp_path, small_experiment):
+    run, rows = train_here(tmp_path / "run", small_experiment.override({"train.epochs": 3, "optim.lr": 1e-3}))
+    assert rows == run.history()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    best = max(rows, key=lambda row: row["val/action_top1"])
+    assert rows[-1]["best"] == best["val/action_top1"]
+    assert run.best("val/action_top1", "max").metrics["val/action_top1"] == best["val/action_top1"]
+    assert len(run.checkpoints()) <= 2
+    assert rows[0]["gap/noun_top1"] == pytest.approx(rows[0]["train/noun_top1"] - rows[0]["val/noun_top1"])
+    assert rows[0]["val/verb_top1"] * 24 == pytest.approx(round(rows[0]["val/verb_top1"] * 24), abs=1e-4)
+
+
+def test_patience_ends_a_run_early(tmp_path, small_experiment):
+    frozen = small_experiment.override({"optim.lr": 1e-12, "train.epochs": 20, "train.patience": 2})
+    _, rows = train_here(tmp_path / "run", frozen)
+    assert len(rows) < 20
+    assert rows[-1]["epoch"] - rows[-1]["best_epoch"] == 2
+
+
+def test_another_metric_can_decide(tmp_path, small_experiment):
+    experiment = small_experiment.override({"train.monitor": "val/loss", "train.mode": "min"})
+    _, rows = train_here(tmp_path / "run", experiment)
+    assert rows[-1]["best"] == min(row["val/loss"] for row in rows)
+
+
+def test_an_unknown_metric_is_refused_before_the_first_step(tmp_path, small_experiment):
+    experiment = small_experiment.override({"train.monitor": "val/action_top2"})
+    with pytest.raises(RaylabError, match="did you mean 'val/action_top1'"):
+        Trainer(experiment, load_dataset(experiment.data), new_run(tmp_path / "run", experiment), CPU)
+
+
+def test_a_diverged_run_ends_with_the_cause(tmp_path, small_experiment):
+    experiment = small_experiment.override({"optim.lr": 1e30, "train.clip_norm": None, "optim.name": "sgd"})
+    with pytest.raises(RaylabError, match=r"loss is (nan|inf) at step .* lower optim.lr"):
+        train_here(tmp_path / "run", experiment)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_learns_about_the_same(tmp_path, small_experiment, precision):
+    experiment = small_experiment.override({"train.epochs": 1, "data.augment": "none"})
+    _, full = train_here(tmp_path / "full", experiment)
+    run, mixed = train_here(tmp_path / "mixed", experiment.override({"train.precision": precision}))
+    assert mixed[0]["train/loss"] == pytest.approx(full[0]["train/loss"], rel=0.02)
+    scaler = load_tree(Path(run.latest().folder.path) / "training")["scaler"]
+    assert bool(scaler) == (precision == "fp16")
+
+
+def test_accumulated_batches_give_the_gradient_of_the_whole_batch(tmp_path, small_experiment):
+    gradients = []
+    for name, batch_size, accumulate in (("one", 16, 1), ("four", 4, 4)):
+        experiment = small_experiment.override(
+            {
+                "data.batch_size": batch_size,
+                "train.accumulate": accumulate,
+                "model.dropout": 0.0,
+                "model.drop_path": 0.0,
+                "model.frozen_blocks": 4,  # every batch-norm layer in evaluation mode
+            }
+        )
+        trainer = Trainer(experiment, load_dataset(experiment.data), new_run(tmp_path / name, experiment), CPU)
+        trainer.step = lambda trainer=trainer: gradients.append(
+            [p.grad.clone() for p in trainer.state.task.model.parameters() if p.requires_grad]
+        )
+        with pytest.raises(StopIteration):
+            stop_after_one_step(trainer)
+    for one, four in zip(*gradients, strict=True):
+        assert torch.allclose(one, four, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+
+
+def stop_after_one_step(trainer):
+    collect = trainer.step
+
+    def step():
+        collect()
+        raise StopIteration
+
+    trainer.step = step
+    trainer.train_epoch()
