@@ -18,7 +18,8 @@ from raylab.errors import RaylabError
 
 VERBS = ("tune", "train", "results")
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+# In a file or a pipe there is no width to keep to: long lines stay whole, tables take what they need.
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -31,6 +31,7 @@ from PIL import Image, ImageChops
 from raylab.data import kitchen_plan
 from raylab.data.kitchen_plan import NOUNS, SIZES, VERBS, Pose, Video, digits, plan
 from raylab.errors import RaylabError, unknown_name
+from raylab.storage import cache_folder
 
 FORMAT = 1  # raise it when a change of the code changes what is rendered: caches are told apart by it
 WIDTH, HEIGHT = 128, 72
@@ -69,7 +70,7 @@ def kitchen_root(
         raise unknown_name("size of the kitchen data set", size, SIZES)
     if workers is not None and workers < 1:
         raise RaylabError(f"workers = {workers}: rendering the kitchen data set needs at least 1")
-    base = cache or _cache_folder()
+    base = cache or cache_folder()
     root = base / f"kitchen-{size}-{fingerprint(size)}"
     if root.is_dir():
         return root
@@ -114,12 +115,6 @@ def render_frames(video: Video, images: NDArray[np.uint8]) -> Iterator[Image.Ima
         yield image
 
 
-def _cache_folder() -> Path:
-    if folder := os.environ.get("RAYLAB_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylab"
-
-
 def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
@@ -156,7 +151,7 @@ def _place(glyph: Image.Image, pose: Pose) -> Image.Image:
 def _render_root(size: str, root: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
     """Render beside `root`, then rename. The caller holds the lock, so any other unfinished folder is abandoned."""
     # joblib's workers, unlike the standard library's, do not import the caller's main module (and torch with it).
-    from joblib import Parallel, delayed  # type: ignore[import-untyped]
+    from joblib import Parallel, delayed
 
     for abandoned in root.parent.glob(f"{root.name}.*.partial"):
         shutil.rmtree(abandoned, ignore_errors=True)

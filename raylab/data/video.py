@@ -1,4 +1,4 @@
-"""Frames straight from video files, and from folders of extracted frames.
+"""Frames straight from video files.
 
 Three decoders stand behind one function, `read_frames`, and return the same frames for the same times:
 
@@ -31,7 +31,6 @@ import torch
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from raylab.errors import RaylabError, unknown_name
 
@@ -131,44 +130,6 @@ def read_frames(path: Path | str, times: Sequence[float], decoder: str = "pyav")
     if len(times) == 0 or not all(map(math.isfinite, times)):
         raise RaylabError(f"{path}: times = {list(times)}: give at least one, each a finite number of seconds")
     return DECODERS[decoder](path, times)
-
-
-def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
-    """Frames extracted to `frame_0000000001.jpg`, `frame_0000000002.jpg`, … as EPIC-KITCHENS-100 publishes them.
-
-    Args:
-        folder: where one video's frames are.
-        numbers: 1-based frame numbers; in any order, with or without repetition. Numbers past the last frame
-            give the last frame.
-
-    Returns:
-        uint8 RGB of shape (len(numbers), 3, height, width).
-
-    Raises:
-        VideoError: the folder or a frame is missing, or a frame is not a JPEG image.
-    """
-    folder = Path(folder)
-    images: dict[Path, Tensor] = {}
-    paths = [_extracted(folder, number) for number in numbers]
-    for path in dict.fromkeys(paths):
-        try:
-            images[path] = decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
-            raise VideoError(f"{path}: not a readable JPEG image ({_first_line(error)}); extract it again") from error
-    return torch.stack([images[path] for path in paths])
-
-
-def _extracted(folder: Path, number: int) -> Path:
-    path = folder / f"frame_{number:010d}.jpg"
-    if path.exists():
-        return path
-    existing = sorted(folder.glob("frame_" + "[0-9]" * 10 + ".jpg"))
-    if not existing:
-        raise VideoError(f"{folder}: no frames named like {path.name}; extract the video's frames there")
-    first, last = (int(p.stem.removeprefix("frame_")) for p in (existing[0], existing[-1]))
-    if number > last:
-        return existing[-1]
-    raise VideoError(f"{folder}: frame {number} is missing: frames {first} to {last} exist; extract them again")
 
 
 def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:

@@ -97,7 +97,7 @@ class Watch(Callback):  # type: ignore[misc]
 
     def table(self) -> Table:
         settings = list(self.space.space)
-        table = Table(*COLUMNS, *(path.rpartition(".")[2] for path in settings))
+        table = Table(*COLUMNS, *map(heading, settings))
         table.title = f"{self.space.name}: {self.ended} of {self.trials} trials, {self.left()}"
         epochs = self.space.experiment.train.epochs
         for name, row in self.rows.items():
@@ -117,15 +117,19 @@ class Watch(Callback):  # type: ignore[misc]
 
 def leaderboard_table(board: pd.DataFrame, space: SearchSpace) -> Table:
     """The leaderboard of `SweepFolder.leaderboard` for the terminal; a failed trial shows its cause."""
-    hidden = {"seconds", "error"}
-    columns = [name for name in board.columns if name not in hidden]
-    table = Table("#", *(column.removeprefix("data.").removeprefix("model.") for column in columns))
+    columns = [name for name in board.columns if name != "error"]
+    table = Table("#", *(heading(column) for column in columns))
     table.title = f"{space.name}: {space.description}"
     for rank, row in enumerate(board.to_dict("records"), start=1):
         table.add_row(str(rank), *(number(row[column]) for column in columns))
         if row.get("error"):
             table.add_row("", f"[red]{escape(row['error'])}")
     return table
+
+
+def heading(column: str) -> str:
+    """A column's name, short: `optim.lr` → `lr`, `val/action_top1` → `val action_top1` on two lines."""
+    return column.rpartition(".")[2].replace("/", "\n")
 
 
 def number(value: Any) -> str:

@@ -17,5 +17,5 @@ def tensorboard(folder: SweepFolder) -> str:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = TensorBoard()
     trials = folder.folder.local / "trials"
-    server.configure(argv=[None, "--logdir", str(trials), "--host", "127.0.0.1", "--port", "0"])
+    server.configure(argv=[None, "--logdir", str(trials), "--host", "127.0.0.1", "--port", "0", "--load_fast", "false"])
     return str(server.launch())

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
-from raylab.data.video import DECODERS, EPSILON, VideoError, probe, read_extracted, read_frames
+from raylab.data.extracted import read_extracted
+from raylab.data.video import DECODERS, EPSILON, VideoError, probe, read_frames
 from raylab.errors import RaylabError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
