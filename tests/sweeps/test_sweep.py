@@ -1,0 +1,125 @@
+"""Whole sweeps on a real cluster of this machine."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import ray
+import yaml
+
+import raylab
+from raylab.errors import RaylabError
+from raylab.storage import Folder
+from raylab.sweeps.folder import SweepFolder
+from raylab.sweeps.space import SearchSpace
+
+TIMED = ["seconds"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster_of_this_module():
+    yield
+    ray.shutdown()
+
+
+def space_data(experiment, **search):
+    return {
+        "description": "a small sweep",
+        "experiment": experiment.to_dict(),
+        "space": {"optim.lr": {"loguniform": [1e-5, 1e-2]}, "model.dropout": {"uniform": [0.0, 0.5]}},
+        "documented": {
+            "low": {"optim.lr": 1e-4, "model.dropout": 0.1},
+            "middle": {"optim.lr": 1e-3, "model.dropout": 0.1},
+            "high": {"optim.lr": 3e-3, "model.dropout": 0.1},
+        },
+        "search": {"grace_epochs": 1, **search},
+    }
+
+
+def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path, small_experiment):
+    data = space_data(small_experiment.override({"optim.name": "sgd", "train.clip_norm": None}), trials=3, keep_trials=1)
+    data["space"]["optim.lr"] = {"choice": [1e-3, 1e-2, 1e30]}
+    for row, rate in zip(data["documented"].values(), (1e-3, 1e30, 1e-2), strict=True):
+        row["optim.lr"] = rate
+    space = SearchSpace.parse(data, "mixed", "mixed.yaml")
+
+    board = raylab.sweep(space, storage=tmp_path, quiet=True)
+    assert set(board["trial"]) == {"low", "middle", "high"}
+    assert list(board["trial"])[-1] == "middle"
+    failed = board.set_index("trial").loc["middle"]
+    assert failed["state"] == "failed"
+    assert "lower optim.lr" in failed["error"]
+    assert pd.isna(failed["val/action_top1"])
+
+    sweep = SweepFolder(Folder.open(tmp_path / "mixed"))
+    kept = {run.name: len(run.checkpoints()) for run in sweep.runs()}
+    assert kept == {board["trial"][0]: 1, board["trial"][1]: 0, "middle": 0}
+    best = raylab.best_checkpoint("mixed", storage=tmp_path)
+    assert best.run == board["trial"][0]
+    assert best.metrics["val/action_top1"] == board["val/action_top1"][0]
+    written = pd.read_csv(tmp_path / "mixed" / "leaderboard.csv")
+    pd.testing.assert_frame_equal(written, pd.read_parquet(tmp_path / "mixed" / "leaderboard.parquet"), check_dtype=False)
+
+    touched = {run.name: run.status()["time"] for run in sweep.runs()}
+    again = raylab.sweep(space.override(["search.trials=4"]), storage=tmp_path, quiet=True)
+    assert len(again) == 4
+    assert {run.name: run.status()["time"] for run in sweep.runs() if run.name in touched} == touched
+
+    with pytest.raises(RaylabError, match="--fresh"):
+        raylab.sweep(space.override(["optim.momentum=0.5"]), storage=tmp_path, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_the_middle_ends_as_one_never_disturbed(tmp_path, small_experiment):
+    experiment = small_experiment.override({"train.epochs": 4, "train.checkpoint_minutes": 1e-9})
+    # One trial at a time: with several, which results the sampler and the scheduler know depends on timing.
+    data = space_data(experiment, trials=6, max_concurrent=1, reduction_factor=2)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    run_to_the_end(tmp_path, "whole")
+
+    sweep = SweepFolder(Folder.open(tmp_path / "disturbed" / "mine"))
+    process = start(tmp_path, "disturbed")
+    wait_for(lambda: states(sweep).get("high") == "running" and sweep.run("high").checkpoints(), process)
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(descendants, timeout=60)
+    ended = {run.name: run.status()["time"] for run in sweep.runs() if run.status()["state"] != "running"}
+    assert set(ended) == {"low", "middle"}
+    assert states(sweep)["high"] == "running"
+    step = sweep.run("high").latest().step
+
+    run_to_the_end(tmp_path, "disturbed")
+    assert {name: sweep.run(name).status()["time"] for name in ended} == ended  # no finished trial ran twice
+    assert sweep.run("high").history()[-1]["step"] >= step
+
+    whole, disturbed = (
+        pd.read_csv(tmp_path / name / "mine" / "leaderboard.csv").drop(columns=TIMED) for name in ("whole", "disturbed")
+    )
+    assert len(whole) == 6
+    pd.testing.assert_frame_equal(whole, disturbed)
+
+
+def start(folder, storage):
+    command = [sys.executable, "-m", "raylab.tune", folder / "mine.yaml", "--storage", folder / storage]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL)
+
+
+def run_to_the_end(folder, storage):
+    assert start(folder, storage).wait(timeout=400) == 0
+
+
+def states(sweep):
+    return {run.name: run.status()["state"] for run in sweep.runs()}
+
+
+def wait_for(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
