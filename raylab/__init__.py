@@ -1,11 +1,11 @@
 """Distributed training and hyperparameter sweeps for video-understanding models, on Ray.
 
-    import raylab
+import raylab
 
-    raylab.sweep("epic_phase2", demo=True)                       # search hyperparameters
-    raylab.fit(raylab.Experiment(...))                           # train once
-    raylab.best_checkpoint("epic_phase2").load_model("cuda")     # use the best
-    raylab.runs()                                                # what there is
+raylab.sweep("epic_phase2", demo=True)                       # search hyperparameters
+raylab.fit(raylab.Experiment(...))                           # train once
+raylab.best_checkpoint("epic_phase2").load_model("cuda")     # use the best
+raylab.runs()                                                # what there is
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from rich.markup import escape
 from raylab.errors import RaylabError
 
 VERBS = ("tune", "train", "results")
+PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 # In a file or a pipe there is no width to keep to: long lines stay whole, tables take what they need.
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
@@ -25,7 +26,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def app() -> typer.Typer:
     """All verbs in one application."""
-    application = typer.Typer(name="raylab", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    application = typer.Typer(name="raylab", no_args_is_help=True, **PLAIN)
     for verb in VERBS:
         application.command(verb)(getattr(importlib.import_module(f"raylab.{verb}"), verb))
     return application
@@ -38,7 +39,7 @@ def main() -> None:
 
 def run_verb(verb: Callable[..., Any]) -> None:
     """Run one verb as `python -m raylab.VERB`."""
-    application = typer.Typer(name=f"python -m raylab.{verb.__name__}", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    application = typer.Typer(name=f"python -m raylab.{verb.__name__}", **PLAIN)
     application.command()(verb)
     _exit(application)
 

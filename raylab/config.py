@@ -25,10 +25,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _expand(path: str) -> str:
-    expanded = os.path.expanduser(os.path.expandvars(path))
+    expanded = os.path.expandvars(path)
     if "$" in expanded:
         raise ValueError(f"the environment variable in {path!r} is not set")
-    return expanded
+    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded
 
 
 UserPath = Annotated[str, AfterValidator(_expand)]
@@ -207,7 +207,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
         if not equals or not path:
             raise RaylabError(f"{word!r} is not an override: write setting=value, e.g. optim.lr=1e-4")
         try:
-            changes[path] = yaml.load(text, _Loader)
+            changes[path] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise RaylabError(f"{word!r}: the value is not valid YAML ({error.__class__.__name__})") from None
     return changes
@@ -220,7 +220,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RaylabError: the file is missing, not YAML, or not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:

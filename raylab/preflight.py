@@ -41,8 +41,8 @@ def preflight(experiment: Experiment, trials: Iterable[Experiment] = ()) -> str:
         batch = variant.data.batch_size * variant.resources.workers
         if batch > clips:
             raise RaylabError(
-                f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} is more "
-                f"than the {clips} training clips: lower one of them"
+                f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} "
+                f"is more than the {clips} training clips: lower one of them"
             )
 
     from raylab.models.weights import resolve_weights  # imports torch and timm: seconds, so it comes last

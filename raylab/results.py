@@ -23,7 +23,7 @@ from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
-from raylab.training.runfolder import CheckpointInfo, RunFolder
+from raylab.training.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class Checkpoint:
         """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them."""
         from raylab.data.augment import ClipTransform
 
-        return ClipTransform(self.experiment.data, train=False, seed=0, mean=model.mean, std=model.std)
+        return ClipTransform.for_model(model, self.experiment.data, train=False, seed=0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def best_checkpoint(
     scored = [(run, c) for run, c in every if metric in c.metrics]
     if not scored:
         known = {name for _, c in every for name in c.metrics}
-        raise unknown_name("metric", metric, known) if known else RaylabError(f"{folder}: no checkpoint with metrics yet")
+        raise (
+            unknown_name("metric", metric, known) if known else RaylabError(f"{folder}: no checkpoint with metrics yet")
+        )
     sign = 1 if mode == "max" else -1
     run, best = max(scored, key=lambda pair: sign * pair[1].metrics[metric])
     return Checkpoint.open(best.folder, run.name)

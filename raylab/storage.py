@@ -61,7 +61,7 @@ class Folder:
         return Path(self.path) if isinstance(self.filesystem, fs.LocalFileSystem) else None
 
     def exists(self, name: str = "") -> bool:
-        return self.filesystem.get_file_info((self / name).path).type != fs.FileType.NotFound
+        return bool(self.filesystem.get_file_info((self / name).path).type != fs.FileType.NotFound)
 
     def folders(self) -> list[str]:
         """Names of the folders inside, sorted; unfinished writes are not shown."""

@@ -110,8 +110,8 @@ def introduction(space: SearchSpace, folder: SweepFolder) -> str:
     if data.dataset == "kitchen":
         lines.insert(
             1,
-            f"Demo: the built-in synthetic data set ({data.kitchen}), a small encoder ({experiment.model.encoder}) without "
-            "pretrained weights. Its figures say nothing about EPIC-KITCHENS.",
+            f"Demo: the built-in synthetic data set ({data.kitchen}) and a small encoder ({experiment.model.encoder}) "
+            "without pretrained weights. Its figures say nothing about EPIC-KITCHENS.",
         )
     return "\n".join(lines)
 
@@ -156,7 +156,7 @@ def tune(
     if not scored.any():
         console.print("[bold red]no trial succeeded[/]; the causes are in the table")
         raise typer.Exit(1)
-    console.print(f"best: {board.loc[0, 'trial']}. Load its model in Python:")
+    console.print(f"best: {board['trial'].iloc[0]}. Load its model in Python:")
     console.print(f'    import raylab; model = raylab.best_checkpoint("{chosen.name}"{where}).load_model()')
 
 

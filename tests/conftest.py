@@ -3,7 +3,6 @@ import os
 import pytest
 
 
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_and_cluster(tmp_path_factory):
     """Renderings go to a folder of this session; Ray never joins a cluster that happens to run here."""

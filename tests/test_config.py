@@ -45,7 +45,9 @@ def test_all_problems_are_reported_at_once():
     assert str(error.value).count("mine.yaml") == 2
 
 
-@pytest.mark.parametrize(("text", "value"), [("5e-5", 5e-5), ("1E-4", 1e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("-2e-3", -2e-3)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("5e-5", 5e-5), ("1E-4", 1e-4), ("1e5", 1e5), (".5e-3", 5e-4), ("-2e-3", -2e-3)]
+)
 def test_numbers_are_read_as_yaml_1_2_reads_them(text, value):
     assert parse_overrides([f"optim.lr={text}"]) == {"optim.lr": value}
 

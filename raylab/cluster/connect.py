@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",  # explicit, and alike on driver, head and workers

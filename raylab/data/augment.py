@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,11 @@ class ClipTransform:
         self.seed = seed
         self.mean = list(mean)
         self.std = list(std)
+
+    @classmethod
+    def for_model(cls, model: Any, config: DataConfig, train: bool, seed: int) -> ClipTransform:
+        """The transform with the normalisation `model` was pretrained with (its `mean` and `std`)."""
+        return cls(config, train, seed, model.mean, model.std)
 
     def __call__(self, video: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
         """Transform one batch.

@@ -22,8 +22,8 @@ from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip
-from raylab.data.sampling import frame_numbers, frame_times
 from raylab.data.extracted import read_extracted
+from raylab.data.sampling import frame_numbers, frame_times
 from raylab.data.video import probe, read_frames
 from raylab.errors import RaylabError
 

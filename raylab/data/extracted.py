@@ -33,7 +33,8 @@ def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
         try:
             images[path] = decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
         except RuntimeError as error:
-            raise VideoError(f"{path}: not a readable JPEG image ({str(error).strip().splitlines()[0]}); extract it again") from error
+            cause = str(error).strip().splitlines()[0]
+            raise VideoError(f"{path}: not a readable JPEG image ({cause}); extract it again") from error
     return torch.stack([images[path] for path in paths])
 
 

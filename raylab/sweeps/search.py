@@ -32,7 +32,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 
-class StudySearch(OptunaSearch):
+class StudySearch(OptunaSearch):  # type: ignore[misc]
     """`OptunaSearch` over a study that outlives the process.
 
     Trials come in this order: those an earlier process left unfinished, then the documented
@@ -82,13 +82,12 @@ class StudySearch(OptunaSearch):
         values = super().suggest(trial_id)
         return {NAME: trial_name(self._ot_trials[trial_id]), "values": values}
 
-
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the record, and Ray's own state is not read back."""
         Path(checkpoint_path).touch()
 
 
-class ResumedASHA(ASHAScheduler):
+class ResumedASHA(ASHAScheduler):  # type: ignore[misc]
     """ASHA that first hears what earlier processes measured.
 
     Args:

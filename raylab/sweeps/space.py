@@ -14,6 +14,7 @@ from raylab.config import Count, Experiment, Section, parse_overrides, read_yaml
 from raylab.errors import RaylabError, unknown_name
 
 Scalar = bool | int | float | str
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # also a folder's name
 
 
 class SearchConfig(Section):
@@ -47,6 +48,13 @@ class Range(Section):
         """The values that must be valid for every value to be: all choices, or the two ends."""
         return list(getattr(self, self.kind))
 
+    @property
+    def count(self) -> float:
+        """How many values it holds."""
+        if self.choice is not None:
+            return len(self.choice)
+        return self.randint[1] - self.randint[0] + 1 if self.randint else math.inf
+
     def holds(self, value: Any) -> bool:
         if self.choice is not None:
             return value in self.choice
@@ -71,9 +79,11 @@ class _File(Section):
     source: str = ""
     experiment: dict[str, Any]
     space: dict[str, Range]
-    documented: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], dict[str, Scalar]] = {}
+    documented: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], dict[str, Scalar]] = Field(
+        default_factory=dict
+    )
     search: SearchConfig = SearchConfig()
-    demo: dict[str, Any] = {}
+    demo: dict[str, Any] = Field(default_factory=dict)
 
 
 class SearchSpace(Section):
@@ -205,8 +215,7 @@ class SearchSpace(Section):
     @property
     def size(self) -> str:
         """The number of points of the space, as text."""
-        counts = [len(v.ends) if v.choice else (v.ends[1] - v.ends[0] + 1 if v.randint else math.inf) for v in self.space.values()]
-        total = math.prod(counts)
+        total = math.prod(values.count for values in self.space.values())
         return "continuous" if math.isinf(total) else f"{total:,} points"
 
 

@@ -9,11 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import Any
 
 import optuna
 import ray
-import torch
 from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -160,7 +160,7 @@ def provenance() -> dict[str, Any]:
             "raylab": __version__,
             "python": platform.python_version(),
             "ray": ray.__version__,
-            "torch": torch.__version__,
+            "torch": version("torch"),
             "optuna": optuna.__version__,
         },
     }

@@ -111,9 +111,8 @@ class Trainer:
         self.train_loader = make_loader(clips["train"], self.batches, data, pin)
         val_batches = EvalBatches(len(clips["val"]), data.batch_size, worker.rank, worker.world_size)
         self.val_loader = make_loader(clips["val"], val_batches, data, pin)
-        normalise = {"mean": task.model.mean, "std": task.model.std}
-        self.train_transform = ClipTransform(data, train=True, seed=experiment.seed, **normalise)
-        self.val_transform = ClipTransform(data, train=False, seed=experiment.seed, **normalise)
+        self.train_transform = ClipTransform.for_model(task.model, data, train=True, seed=experiment.seed)
+        self.val_transform = ClipTransform.for_model(task.model, data, train=False, seed=experiment.seed)
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
         self.saved_at = time.monotonic()
 

@@ -27,9 +27,7 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], OptimConfig], Optimizer]] = {
 # name -> (optimizer, config, steps after warm-up, steps an epoch) -> schedule
 SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int], LRScheduler]] = {
     "constant": lambda optimizer, config, steps, epoch: ConstantLR(optimizer, factor=1.0),
-    "cosine": lambda optimizer, config, steps, epoch: CosineAnnealingLR(
-        optimizer, T_max=steps, eta_min=config.min_lr
-    ),
+    "cosine": lambda optimizer, config, steps, epoch: CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_lr),
     "cosine_warm_restarts": lambda optimizer, config, steps, epoch: CosineAnnealingWarmRestarts(
         optimizer, T_0=config.restart_epochs * epoch, T_mult=config.restart_factor, eta_min=config.min_lr
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import traceback
 from typing import Any
 
@@ -13,9 +12,7 @@ from ray.train.v2.api.callback import UserCallback
 
 from raylab.cluster.capacity import Demand
 from raylab.config import Experiment
-from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
-from raylab.training.loop import Worker, train
 from raylab.training.runfolder import RunFolder
 
 
@@ -73,6 +70,10 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None 
 
 def train_worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker runs."""
+    # Imported here: the driver of a trial has no use for models and metrics, which take seconds to import.
+    from raylab.data.datasets import load_dataset
+    from raylab.training.loop import Worker, train
+
     run = RunFolder(config["run"])
     experiment: Experiment = run.experiment
     worker = Worker.current(get_device())

@@ -160,9 +160,12 @@ def test_one_process_at_a_time_works_on_a_sweep(tmp_path):
     from raylab.errors import RaylabError
 
     folder = SweepFolder(Folder.open(tmp_path / "sweep"))
-    with folder.locked():
-        with pytest.raises(RaylabError, match="another process is working on this sweep"), folder.locked():
-            pass
+    with (
+        folder.locked(),
+        pytest.raises(RaylabError, match="another process is working on this sweep"),
+        folder.locked(),
+    ):
+        pass
     with folder.locked():
         pass
 

@@ -41,7 +41,9 @@ def space_data(experiment, **search):
 
 
 def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path, small_experiment):
-    data = space_data(small_experiment.override({"optim.name": "sgd", "train.clip_norm": None}), trials=3, keep_trials=1)
+    data = space_data(
+        small_experiment.override({"optim.name": "sgd", "train.clip_norm": None}), trials=3, keep_trials=1
+    )
     data["space"]["optim.lr"] = {"choice": [1e-3, 1e-2, 1e30]}
     for row, rate in zip(data["documented"].values(), (1e-3, 1e30, 1e-2), strict=True):
         row["optim.lr"] = rate
@@ -62,7 +64,9 @@ def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path
     assert best.run == board["trial"][0]
     assert best.metrics["val/action_top1"] == board["val/action_top1"][0]
     written = pd.read_csv(tmp_path / "mixed" / "leaderboard.csv")
-    pd.testing.assert_frame_equal(written, pd.read_parquet(tmp_path / "mixed" / "leaderboard.parquet"), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        written, pd.read_parquet(tmp_path / "mixed" / "leaderboard.parquet"), check_dtype=False
+    )
 
     touched = {run.name: run.status()["time"] for run in sweep.runs()}
     again = raylab.sweep(space.override(["search.trials=4"]), storage=tmp_path, quiet=True)

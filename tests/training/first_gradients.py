@@ -1,6 +1,6 @@
 """One of several processes that train together: saves the gradients of the first step (rank 0) and stops.
 
-    RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… python first_gradients.py RUN_FOLDER OUTPUT
+RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… python first_gradients.py RUN_FOLDER OUTPUT
 """
 
 import sys

@@ -103,7 +103,7 @@ def test_a_failed_run_tells_its_cause_and_keeps_the_traceback(tmp_path, small_ex
     from raylab.training.trainer import TrainingFailed
 
     experiment = small_experiment.override({"optim.name": "sgd", "optim.lr": 1e30, "train.clip_norm": None})
-    with pytest.raises(TrainingFailed, match="lower optim.lr"):
+    with pytest.raises(TrainingFailed, match=r"lower optim\.lr"):
         raylab.fit(experiment, name="diverged", storage=tmp_path)
     (run,) = raylab.runs(tmp_path)
     assert run.state == "failed"
