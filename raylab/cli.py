@@ -16,7 +16,12 @@ from rich.markup import escape
 
 from raylab.errors import RaylabError
 
-VERBS = ("tune", "train", "results")
+VERBS = {
+    "tune": "raylab.tune",
+    "train": "raylab.train",
+    "results": "raylab.results",
+    "models": "raylab.models.__main__",
+}
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
 # In a file or a pipe there is no width to keep to: long lines stay whole, tables take what they need.
@@ -27,8 +32,8 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def app() -> typer.Typer:
     """All verbs in one application."""
     application = typer.Typer(name="raylab", no_args_is_help=True, **PLAIN)
-    for verb in VERBS:
-        application.command(verb)(getattr(importlib.import_module(f"raylab.{verb}"), verb))
+    for verb, module in VERBS.items():
+        application.command(verb)(getattr(importlib.import_module(module), verb))
     return application
 
 

@@ -118,6 +118,10 @@ class ResourceConfig(Section):
     cpus_per_worker: float | None = Field(None, gt=0, description="null: a GPU's share of its node, else 1")
 
 
+# The metric that decides which checkpoint of a task is best, unless `train.monitor` names another.
+MONITORS = {"action": "val/action_top1"}
+
+
 class Experiment(Section):
     """Everything that decides a training run."""
 
@@ -129,6 +133,11 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
     seed: int = Field(0, ge=0)
+
+    @property
+    def monitor(self) -> str:
+        """The metric that decides which checkpoint is best; `train.mode` says in which direction."""
+        return self.train.monitor or MONITORS[self.task]
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], origin: str = "experiment") -> Experiment:

@@ -1,4 +1,4 @@
-"""Everything that can be checked before a cluster starts, cheapest first: names, files, then weights."""
+"""Everything that can be checked before a cluster starts, cheapest first: names, files, storage, then weights."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from raylab.config import Experiment
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.models.registry import find_model
+from raylab.storage import Folder
 
 DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
 
 
-def preflight(experiment: Experiment, trials: Iterable[Experiment] = ()) -> str:
+def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experiment] = ()) -> str:
     """Check an experiment and the trials made of it.
 
     Args:
         experiment: its data set and weights are looked at once.
+        storage: where results are to be written.
         trials: variants of it, e.g. a sweep's documented configurations.
 
     Returns:
@@ -44,6 +46,8 @@ def preflight(experiment: Experiment, trials: Iterable[Experiment] = ()) -> str:
                 f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} "
                 f"is more than the {clips} training clips: lower one of them"
             )
+
+    storage.check_writable()
 
     from raylab.models.weights import resolve_weights  # imports torch and timm: seconds, so it comes last
 

@@ -115,13 +115,12 @@ class Run:
     def read(cls, folder: RunFolder) -> Run:
         history = folder.history()
         last: Mapping[str, Any] = history[-1] if history else {}
-        train = folder.experiment.train
         return cls(
             name=folder.name,
             sweep=folder.info["sweep"],
             state=folder.status()["state"],
             epochs=last.get("epoch", 0),
-            metric=train.monitor or "val/action_top1",
+            metric=folder.experiment.monitor,
             best=last.get("best"),
             seconds=last.get("seconds", 0.0),
             folder=folder,
@@ -173,10 +172,9 @@ def best_checkpoint(
     candidates = sweep.runs() if sweep.exists() else [RunFolder(folder)]
     if not candidates:
         raise RaylabError(f"{folder}: no trial has started yet")
-    train = candidates[0].experiment.train
     if metric is None:
-        metric = train.monitor or "val/action_top1"
-        mode = mode or train.mode
+        experiment = candidates[0].experiment
+        metric, mode = experiment.monitor, mode or experiment.train.mode
     mode = mode or ("min" if metric.endswith("loss") else "max")
     if mode not in ("max", "min"):
         raise RaylabError(f'mode = {mode!r}: write "max" or "min"')

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from pyarrow import ArrowInvalid, fs
 
@@ -24,32 +25,46 @@ _PARTIAL = ".partial-"
 
 
 class Folder:
-    """One folder. `folder / "name"` is a folder inside it."""
+    """One folder. `folder / "name"` is a folder inside it; `str(folder)` opens it again.
 
-    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+    Attributes:
+        filesystem: where it is.
+        path: its path there, e.g. `bucket/results`.
+        address: its URI, without credentials; None for a local path.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, path: str, address: SplitResult | None = None) -> None:
         self.filesystem = filesystem
         self.path = path
+        self.address = address
 
     @classmethod
     def open(cls, where: str | Path) -> Folder:
         """The folder at a local path or a URI. It need not exist.
 
+        URIs are pyarrow's: `s3://bucket/results?region=eu-west-1`, with `endpoint_override=HOST:PORT&scheme=http`
+        for another server that speaks S3; credentials are best left to the environment.
+
         Raises:
-            RaylabError: the URI's scheme is unknown or the address is malformed.
+            RaylabError: the URI is malformed, its server does not answer, or a file is there.
         """
         text = str(where)
-        if "://" not in text:
-            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        address = urlsplit(text) if "://" in text else None
         try:
-            return cls(*fs.FileSystem.from_uri(text))
+            filesystem, path = fs.FileSystem.from_uri(text if address else Path(text).expanduser().absolute().as_uri())
+            kind = filesystem.get_file_info(path).type
         except (ArrowInvalid, OSError) as error:
             raise RaylabError(f"storage {text!r} cannot be opened: {error}") from None
+        if kind == fs.FileType.File:
+            raise RaylabError(f"storage {text!r} is a file: name a folder")
+        return cls(filesystem, path, address and address._replace(netloc=address.netloc.rpartition("@")[2]))
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+        address = self.address and self.address._replace(path=f"{self.address.path.rstrip('/')}/{name}")
+        return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}", address)
 
     def __str__(self) -> str:
-        return self.path if self.local else f"{self.filesystem.type_name}://{self.path}"
+        return urlunsplit(self.address) if self.address and not self.local else self.path
 
     @property
     def name(self) -> str:
@@ -87,10 +102,27 @@ class Folder:
             self.filesystem.move(writing, target)
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read_text(name))
+        """Raises FileNotFoundError when the file is not there, RaylabError when it is not JSON."""
+        try:
+            return json.loads(self.read_text(name))
+        except ValueError as error:
+            raise RaylabError(f"{self / name}: not JSON ({error}): restore it, or remove {self}") from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
+
+    def check_writable(self) -> None:
+        """Write an empty file and delete it.
+
+        Raises:
+            RaylabError: that failed; the message has the filesystem's own reason.
+        """
+        probe = f"{_PARTIAL}{uuid.uuid4().hex}"
+        try:
+            self.write_bytes(probe, b"")
+            self.filesystem.delete_file((self / probe).path)
+        except OSError as error:
+            raise RaylabError(f"storage {self} cannot be written: {error}; mend it, or set another --storage") from None
 
     @contextmanager
     def new_folder(self, name: str, seal: str) -> Iterator[Path]:
@@ -105,9 +137,9 @@ class Folder:
         filling = Path(tempfile.mkdtemp(prefix=f"{name}{_PARTIAL}", dir=self.local))
         try:
             yield filling
+            self.remove(name)
             if self.local:
                 filling.chmod(0o777 & ~_umask())
-                self.remove(name)
                 filling.rename(self.local / name)
             else:
                 self.upload(filling, name, last=seal)

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +34,7 @@ def fit(
     name: str | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     fresh: bool = False,
+    show: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Train one experiment on the cluster at hand, or on this machine.
 
@@ -40,6 +44,7 @@ def fit(
             experiment finds its own run again and goes on with it.
         storage: where runs live: a path or a URI such as `s3://bucket/results`.
         fresh: set an existing run of that name aside and start anew.
+        show: called with each epoch's row of metrics as it appears.
 
     Raises:
         RaylabError: the experiment cannot run: files, names, values, resources.
@@ -58,8 +63,34 @@ def fit(
     nodes = connect()
     demand = Demand.of(experiment.resources, nodes)
     demand.fits(nodes)
-    launch(run, demand)
+    with following(run, show) if show else nullcontext():
+        launch(run, demand)
     return Run.read(run)
+
+
+@contextmanager
+def following(run: RunFolder, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Inside, `show` is called with each new row of the run's history."""
+    over = threading.Event()
+    seen = len(run.history())
+
+    def follow() -> None:
+        nonlocal seen
+        ended = False
+        while not ended:
+            ended = over.wait(timeout=1.0)  # after the end, one last look
+            rows = run.history()
+            for row in rows[seen:]:
+                show(row)
+            seen = len(rows)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def default_name(experiment: Experiment) -> str:
@@ -88,6 +119,15 @@ def load_experiment(name: str, config: str | None = None, demo: bool = False) ->
     return space.trial(space.documented[config])
 
 
+def summary(row: dict[str, Any], metric: str) -> str:
+    """One epoch in one line."""
+    training = row[f"train/{metric.removeprefix('val/')}"]
+    return (
+        f"epoch {row['epoch']}: loss {row['train/loss']:.4f}, {metric} {row[metric]:.4f} (train {training:.4f}, "
+        f"best {row['best']:.4f}), {row['clips_per_second']:.1f} clips/s, {row['data_wait']:.0%} waiting for data"
+    )
+
+
 def train(
     experiment: Annotated[str, typer.Argument(help="A sweep's name, or a YAML file of a sweep or an experiment.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. optim.lr=1e-4.")] = None,
@@ -111,14 +151,13 @@ def train(
 
     console.print(f"training {name or default_name(chosen)} → {storage}")
     try:
-        run = fit(chosen, name, storage, fresh)
+        run = fit(chosen, name, storage, fresh, show=lambda row: console.print(summary(row, chosen.monitor)))
     except TrainingFailed as error:
         console.print(f"[bold red]failed:[/] {error}")
         raise typer.Exit(1) from None
-    last = run.history().iloc[-1]
-    console.print(f"{run.state} after {run.epochs} epochs; best {run.metric} = {run.best:.4f}")
-    console.print(f"train {last.get('train/action_top1', float('nan')):.4f}, last epoch; {run.seconds:.0f} s")
-    console.print(f'load it: raylab.best_checkpoint("{run.name}").load_model()')
+    console.print(f"{run.state} after {run.epochs} epochs, {run.seconds:.0f} s; best {run.metric} = {run.best:.4f}")
+    where = "" if storage == DEFAULT_STORAGE else f', storage="{storage}"'
+    console.print(f'load it: raylab.best_checkpoint("{run.name}"{where}).load_model()')
 
 
 if __name__ == "__main__":

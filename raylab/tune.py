@@ -17,9 +17,10 @@ import typer
 from rich.table import Table
 
 from raylab.cli import console, run_verb
+from raylab.config import Experiment
 from raylab.errors import RaylabError
 from raylab.preflight import preflight
-from raylab.results import DEFAULT_STORAGE
+from raylab.results import DEFAULT_STORAGE, how_to_load
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.space import SearchSpace, shipped
@@ -57,13 +58,13 @@ def sweep(
         RaylabError: something would keep the trials from running: files, names, values, resources.
     """
     chosen = choose(space, overrides or [], demo, name)
-    preflight(chosen.experiment, [chosen.trial(values) for values in chosen.documented.values()])
+    parent = Folder.open(storage)
+    preflight(chosen.experiment, parent, documented(chosen))
     from raylab.cluster.connect import connect, dashboard_url
     from raylab.sweeps.display import Watch, leaderboard_table
     from raylab.sweeps.monitor import tensorboard
     from raylab.sweeps.sweep import provenance, run_sweep
 
-    parent = Folder.open(storage)
     folder = SweepFolder(parent / chosen.name)
     with folder.locked():
         if fresh:
@@ -73,7 +74,7 @@ def sweep(
         if quiet:
             run_sweep(chosen, folder, nodes)
             return folder.leaderboard()
-        console.print(introduction(chosen, folder))
+        console.print(introduction(chosen, folder), markup=False)
         console.print(f"Ray dashboard: {dashboard_url() or 'not running'}")
         console.print(f"TensorBoard: {tensorboard(folder)}")
         if folder.folder.local:
@@ -92,6 +93,11 @@ def choose(space: SearchSpace | str, overrides: list[str], demo: bool, name: str
     if overrides:
         chosen = chosen.override(overrides)
     return chosen.model_copy(update={"name": name}) if name else chosen
+
+
+def documented(space: SearchSpace) -> list[Experiment]:
+    """The experiment of each documented configuration."""
+    return [space.trial(values) for values in space.documented.values()]
 
 
 def introduction(space: SearchSpace, folder: SweepFolder) -> str:
@@ -148,16 +154,15 @@ def tune(
         raise RaylabError(f"which sweep? One of {', '.join(shipped())}, or the path of a YAML file; see --list")
     chosen = choose(space, overrides or [], demo, name)
     if dry_run:
-        console.print(preflight(chosen.experiment, [chosen.trial(row) for row in chosen.documented.values()]))
+        console.print(preflight(chosen.experiment, Folder.open(storage), documented(chosen)), markup=False)
         return
     board = sweep(chosen, storage=storage, fresh=fresh)
-    where = "" if storage == DEFAULT_STORAGE else f', storage="{storage}"'
     scored = board[chosen.search.metric].notna()
     if not scored.any():
         console.print("[bold red]no trial succeeded[/]; the causes are in the table")
         raise typer.Exit(1)
     console.print(f"best: {board['trial'].iloc[0]}. Load its model in Python:")
-    console.print(f'    import raylab; model = raylab.best_checkpoint("{chosen.name}"{where}).load_model()')
+    console.print(f"    {how_to_load(chosen.name, storage)}", markup=False)
 
 
 if __name__ == "__main__":

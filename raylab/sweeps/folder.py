@@ -167,5 +167,5 @@ def _row(run: RunFolder, space: SearchSpace) -> dict[str, Any]:
         f"gap/{base}": at_best.get(f"gap/{base}", float("nan")),
         **{path: experiment.get(path) for path in space.space},
         "seconds": last.get("seconds", 0.0),
-        "error": status["error"],
+        "error": status["error"] or "",
     }

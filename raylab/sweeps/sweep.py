@@ -45,6 +45,7 @@ def run_sweep(
 
     Raises:
         RaylabError: one trial asks for more than the cluster can give.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from there.
     """
     demand = Demand.of(space.experiment.resources, nodes)
     concurrent = min(demand.fits(nodes), space.search.max_concurrent or sys.maxsize)
@@ -58,25 +59,24 @@ def run_sweep(
     keeper = Keeper(folder, space.search.keep_trials)
     if left:
         callbacks = [keeper, *([watch(folder, space.search.trials, concurrent)] if watch else [])]
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(run_trial, space=space, folder=folder.folder, demand=demand),
-                # The driver of a trial waits on its workers: it takes no CPU, and stays on the head.
-                {"node:__internal_head__": 0.001},
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=scheduler(space, folder, ended),
-                num_samples=left,
-                max_concurrent_trials=min(concurrent, left),
-            ),
-            run_config=tune.RunConfig(
-                name=space.name, storage_path=tempfile.mkdtemp(prefix="raylab-tune-"), callbacks=callbacks, verbose=0
-            ),
+        # The driver of a trial waits on its workers: it takes no CPU, and stays on the head.
+        driver = tune.with_resources(
+            tune.with_parameters(run_trial, space=space, folder=folder.folder, demand=demand),
+            {"node:__internal_head__": 0.001},
+        )
+        tune_config = tune.TuneConfig(
+            search_alg=search,
+            scheduler=scheduler(space, folder, ended),
+            num_samples=left,
+            max_concurrent_trials=min(concurrent, left),
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's cause is in the table
-        tuner.fit()
+        with tempfile.TemporaryDirectory(prefix="raylab-tune-") as bookkeeping:
+            run_config = tune.RunConfig(name=space.name, storage_path=bookkeeping, callbacks=callbacks, verbose=0)
+            tune.Tuner(driver, tune_config=tune_config, run_config=run_config).fit()
     keeper.settle()
+    if sum(trial.state.is_finished() for trial in search.trials) < space.search.trials:
+        raise KeyboardInterrupt  # Ray Tune ends quietly on Ctrl-C
 
 
 def run_trial(config: dict[str, Any], space: SearchSpace, folder: Folder, demand: Demand) -> None:

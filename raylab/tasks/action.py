@@ -23,8 +23,6 @@ class ActionTask(Task):
         loss: label smoothing and head weights.
     """
 
-    monitor = "val/action_top1"
-
     def __init__(self, model: nn.Module, heads: Mapping[str, int], loss: LossConfig) -> None:
         super().__init__(model)
         self.heads = dict(heads)

@@ -34,13 +34,11 @@ class Task(nn.Module, ABC):
     stays outside.
 
     Attributes:
-        monitor: the metric that decides which checkpoint is best, unless `train.monitor` names another.
         loss_names: the names of `TaskOutput.losses`.
         metric_names: the names that `metrics().compute()` gives.
     """
 
     model: nn.Module
-    monitor: str
     loss_names: list[str]
     metric_names: list[str]
 

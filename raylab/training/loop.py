@@ -80,10 +80,9 @@ class Trainer:
         latest = run.latest()
 
         task = build_task(experiment, dataset.heads, pretrained=latest is None).to(worker.device)
-        self.monitor = experiment.train.monitor or task.monitor
         valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
-        if self.monitor not in valid:
-            raise unknown_name("metric (train.monitor or search.metric)", self.monitor, valid)
+        if experiment.monitor not in valid:
+            raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
         self.batches = TrainBatches(
             len(dataset.splits["train"].clips), data.batch_size, worker.rank, worker.world_size, experiment.seed
         )
@@ -202,7 +201,7 @@ class Trainer:
         state.loss.reset()
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
-        monitored = val[self.monitor]
+        monitored = val[self.experiment.monitor]
         sign = 1 if self.experiment.train.mode == "max" else -1
         if progress.best is None or sign * monitored > sign * progress.best:
             progress.best, progress.best_epoch = monitored, progress.epoch
@@ -244,11 +243,11 @@ class Trainer:
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint and keep, of all, the newest and the best."""
-        progress, mode = self.state.progress, self.experiment.train.mode
+        progress, experiment = self.state.progress, self.experiment
         with self.state.collected():
             if self.worker.rank == 0:
                 self.run.write_checkpoint(self.state.write, progress.epoch, progress.step, metrics)
-                self.run.prune([self.run.latest(), self.run.best(self.monitor, mode)])
+                self.run.prune([self.run.latest(), self.run.best(experiment.monitor, experiment.train.mode)])
         self.saved_at = time.monotonic()
 
     def to_device(self, batch: dict[str, Any], transform: ClipTransform, epoch: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_never_disturbed(tmp_path, smal
     experiment = small_experiment.override({"train.epochs": 4, "train.checkpoint_minutes": 1e-9})
     # One trial at a time: with several, which results the sampler and the scheduler know depends on timing.
     data = space_data(experiment, trials=6, max_concurrent=1, reduction_factor=2)
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     run_to_the_end(tmp_path, "whole")
 
     sweep = SweepFolder(Folder.open(tmp_path / "disturbed" / "mine"))
