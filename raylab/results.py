@@ -9,7 +9,7 @@ runs code from the files.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class Checkpoint:
     """A checkpoint on disk, with everything needed to use its model.
 
     Attributes:
-        path: its folder, a local path or a URI.
+        folder: where it is; `path` is the same as text, a local path or a URI.
         epoch: epochs of training behind it.
         metrics: validation metrics measured with it, e.g. `{"val/action_top1": 0.27}`.
         experiment: what was trained.
@@ -67,7 +67,7 @@ class Checkpoint:
             seal = folder.read_json("checkpoint.json")
             experiment = Experiment.parse(folder.read_json("experiment.json"), str(folder / "experiment.json"))
             labels = folder.read_json("labels.json")
-        except (FileNotFoundError, json.JSONDecodeError) as error:
+        except FileNotFoundError as error:
             raise RaylabError(f"{folder}: no complete checkpoint ({error})") from None
         return cls(folder, seal["epoch"], seal["metrics"], experiment, labels, run)
 
@@ -81,14 +81,22 @@ class Checkpoint:
         return {head: len(names) for head, names in self.labels.items()}
 
     def load_model(self, device: str | torch.device = "cpu") -> nn.Module:
-        """The trained model, in evaluation mode: float (B, T, 3, H, W) → head → logits (B, classes)."""
+        """The trained model, in evaluation mode: float (B, T, 3, H, W) → head → logits (B, classes).
+
+        Raises:
+            RaylabError: the weights are damaged, or not those of the model.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         from raylab.models.registry import build_model
 
         model = build_model(self.experiment.model, self.heads, pretrained=False)
         with self.folder.as_local() as folder:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            try:
+                model.load_state_dict(load_file(folder / "model.safetensors"))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise RaylabError(f"{self.folder / 'model.safetensors'}: not weights of this model: {error}") from None
         return model.to(device).eval()
 
     def transform(self, model: nn.Module) -> ClipTransform:
@@ -142,7 +150,7 @@ class Run:
 
     def best_checkpoint(self, metric: str | None = None, mode: str | None = None) -> Checkpoint:
         """See `raylab.best_checkpoint`."""
-        return best_checkpoint(self.path, metric, mode)
+        return _best(self.folder.folder, [self.folder], metric, mode)
 
 
 def runs(storage: str | Path = DEFAULT_STORAGE) -> list[Run]:
@@ -172,19 +180,29 @@ def best_checkpoint(
     candidates = sweep.runs() if sweep.exists() else [RunFolder(folder)]
     if not candidates:
         raise RaylabError(f"{folder}: no trial has started yet")
-    if metric is None:
-        experiment = candidates[0].experiment
+    return _best(folder, candidates, metric, mode)
+
+
+def how_to_load(name: str, storage: str | Path) -> str:
+    """The Python that loads the best model of a sweep or a run."""
+    where = "" if str(storage) == DEFAULT_STORAGE else f', storage="{storage}"'
+    return f'import raylab; model = raylab.best_checkpoint("{name}"{where}).load_model()'
+
+
+def _best(where: Folder, candidates: list[RunFolder], metric: str | None, mode: str | None) -> Checkpoint:
+    experiment = candidates[0].experiment
+    if metric in (None, experiment.monitor):
         metric, mode = experiment.monitor, mode or experiment.train.mode
     mode = mode or ("min" if metric.endswith("loss") else "max")
     if mode not in ("max", "min"):
         raise RaylabError(f'mode = {mode!r}: write "max" or "min"')
-    every = [(run, checkpoint) for run in candidates for checkpoint in run.checkpoints()]
-    scored = [(run, c) for run, c in every if metric in c.metrics]
-    if not scored:
-        known = {name for _, c in every for name in c.metrics}
-        raise (
-            unknown_name("metric", metric, known) if known else RaylabError(f"{folder}: no checkpoint with metrics yet")
-        )
+    every = [(run, checkpoint) for run in candidates for checkpoint in run.checkpoints() if checkpoint.metrics]
+    if not every:
+        raise RaylabError(f"{where}: no checkpoint with metrics yet")
+    known = {name for _, c in every for name, value in c.metrics.items() if not math.isnan(value)}
+    if metric not in known:
+        raise unknown_name("metric", metric, known)
+    scored = [(run, c) for run, c in every if not math.isnan(c.metrics.get(metric, math.nan))]
     sign = 1 if mode == "max" else -1
     run, best = max(scored, key=lambda pair: sign * pair[1].metrics[metric])
     return Checkpoint.open(best.folder, run.name)
@@ -234,7 +252,8 @@ def results(
     Example: raylab results epic_phase2
     """
     if name is None:
-        console.print(runs_table(runs(storage)))
+        found = runs(storage)
+        console.print(runs_table(found) if found else f"no runs under {storage} yet; start one with raylab tune")
         return
     sweep = SweepFolder(locate(name, storage))
     if sweep.exists():

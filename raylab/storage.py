@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -24,6 +25,7 @@ from raylab.errors import RaylabError
 _PARTIAL = ".partial-"
 
 
+@dataclass(frozen=True)
 class Folder:
     """One folder. `folder / "name"` is a folder inside it; `str(folder)` opens it again.
 
@@ -33,10 +35,9 @@ class Folder:
         address: its URI, without credentials; None for a local path.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, path: str, address: SplitResult | None = None) -> None:
-        self.filesystem = filesystem
-        self.path = path
-        self.address = address
+    filesystem: fs.FileSystem
+    path: str
+    address: SplitResult | None = None
 
     @classmethod
     def open(cls, where: str | Path) -> Folder:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from raylab.cli import console, run_verb
 from raylab.config import Experiment, parse_overrides, read_yaml
 from raylab.errors import RaylabError, unknown_name
 from raylab.preflight import preflight
-from raylab.results import DEFAULT_STORAGE, Run
+from raylab.results import DEFAULT_STORAGE, Run, how_to_load
 from raylab.storage import Folder
 from raylab.sweeps.space import SearchSpace, find
 from raylab.training.runfolder import RunFolder, set_aside
@@ -50,12 +51,12 @@ def fit(
         RaylabError: the experiment cannot run: files, names, values, resources.
         TrainingFailed: training itself failed.
     """
-    preflight(experiment)
+    folder = Folder.open(storage)
+    preflight(experiment, folder)
     from raylab.cluster.capacity import Demand
     from raylab.cluster.connect import connect
     from raylab.training.trainer import launch
 
-    folder = Folder.open(storage)
     run = RunFolder(folder / (name or default_name(experiment)))
     if fresh:
         set_aside(folder, run.name)
@@ -145,19 +146,18 @@ def train(
     changes: dict[str, Any] = parse_overrides(overrides or [])
     chosen = load_experiment(experiment, config, demo).override(changes)
     if dry_run:
-        console.print(preflight(chosen))
+        console.print(preflight(chosen, Folder.open(storage)), markup=False)
         return
     from raylab.training.trainer import TrainingFailed
 
-    console.print(f"training {name or default_name(chosen)} → {storage}")
+    console.print(f"training {name or default_name(chosen)} → {storage}", markup=False)
     try:
         run = fit(chosen, name, storage, fresh, show=lambda row: console.print(summary(row, chosen.monitor)))
     except TrainingFailed as error:
-        console.print(f"[bold red]failed:[/] {error}")
+        console.print(f"[bold red]failed:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     console.print(f"{run.state} after {run.epochs} epochs, {run.seconds:.0f} s; best {run.metric} = {run.best:.4f}")
-    where = "" if storage == DEFAULT_STORAGE else f', storage="{storage}"'
-    console.print(f'load it: raylab.best_checkpoint("{run.name}"{where}).load_model()')
+    console.print(f"load it: {how_to_load(run.name, storage)}", markup=False)
 
 
 if __name__ == "__main__":
