@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,7 +28,7 @@ from raylab.preflight import preflight
 from raylab.results import DEFAULT_STORAGE, Run, how_to_load
 from raylab.storage import Folder
 from raylab.sweeps.space import SearchSpace, find
-from raylab.training.runfolder import RunFolder, set_aside
+from raylab.training.runfolder import RunFolder, decisive, set_aside
 
 
 def fit(
@@ -55,7 +56,7 @@ def fit(
     preflight(experiment, folder)
     from raylab.cluster.capacity import Demand
     from raylab.cluster.connect import connect
-    from raylab.training.trainer import launch
+    from raylab.training.trainer import TrainingFailed, launch
 
     run = RunFolder(folder / (name or default_name(experiment)))
     if fresh:
@@ -64,8 +65,12 @@ def fit(
     nodes = connect()
     demand = Demand.of(experiment.resources, nodes)
     demand.fits(nodes)
-    with following(run, show) if show else nullcontext():
-        launch(run, demand)
+    try:
+        with following(run, show) if show else nullcontext():
+            launch(run, demand)
+    except TrainingFailed as error:
+        run.fail(str(error), "".join(traceback.format_exception(error)))
+        raise
     return Run.read(run)
 
 
@@ -95,8 +100,8 @@ def following(run: RunFolder, show: Callable[[dict[str, Any]], None]) -> Iterato
 
 
 def default_name(experiment: Experiment) -> str:
-    """Model, data set and a fingerprint of every setting."""
-    content = json.dumps(experiment.to_dict(), sort_keys=True).encode()
+    """Model, data set and a fingerprint of every setting that decides the result."""
+    content = json.dumps(decisive(experiment), sort_keys=True).encode()
     return f"{experiment.model.name}-{experiment.data.dataset}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 

@@ -25,7 +25,7 @@ from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.search import NAME, OBJECTIVE, ResumedASHA, StudySearch, mend_journal, trial_name
 from raylab.sweeps.space import SearchSpace
-from raylab.training.runfolder import ENDED
+from raylab.training.runfolder import ENDED, RunFolder
 from raylab.training.trainer import TrainingFailed, launch
 
 
@@ -98,19 +98,20 @@ class Keeper(Callback):  # type: ignore[misc]
         self.keep_trials = keep_trials
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.end(trial, "stopped", None)
+        run = self.folder.run(trial.config[NAME])
+        if run.status()["state"] not in ENDED:
+            run.set_status("stopped")
+        self.settle(run)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_pickled_error() or RuntimeError("the trial's driver was lost")
-        self.end(trial, "failed", str(getattr(error, "cause", error)).strip().splitlines()[-1])
-
-    def end(self, trial: Trial, state: Any, error: str | None) -> None:
         run = self.folder.run(trial.config[NAME])
-        if run.exists() and run.status()["state"] not in ENDED:
-            run.set_status(state, error)
-        self.settle()
+        error = trial.get_pickled_error() or RuntimeError("the trial's driver was lost")
+        run.fail(str(getattr(error, "cause", error)).strip().splitlines()[-1], str(error))
+        self.settle(run)
 
-    def settle(self) -> None:
+    def settle(self, run: RunFolder | None = None) -> None:
+        if run:
+            run.folder.remove("ray")  # a stopped driver could not
         self.folder.prune(self.keep_trials)
         self.folder.publish_journal()
         self.folder.write_leaderboard()

@@ -96,6 +96,11 @@ class RunFolder:
         time = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.folder.write_json("status.json", {"state": state, "time": time, "error": error})
 
+    def fail(self, cause: str, details: str) -> None:
+        """Record that the run failed: its cause in one line, and the whole traceback."""
+        self.folder.write_text("error.txt", details)
+        self.set_status("failed", cause)
+
     def history(self) -> list[dict[str, Any]]:
         try:
             text = self.folder.read_text("history.jsonl")
@@ -148,12 +153,13 @@ def set_aside(parent: Folder, name: str) -> None:
         parent.move(name, f"{name}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S}")
 
 
-def differences(old: Experiment, new: Experiment) -> str:
-    """Settings that decide the result and differ, as text; empty when a run may go on."""
+def decisive(experiment: Experiment) -> dict[str, Any]:
+    """The settings that decide what a run learns: all but where and how safely it runs."""
     free = {"resources", "max_failures", "checkpoint_minutes", "log_steps", "loader_workers"}
-    changed = [
-        f"{path} {old.get(path)!r} → {new.get(path)!r}"
-        for path in settings(Experiment)
-        if free.isdisjoint(path.split(".")) and old.get(path) != new.get(path)
-    ]
-    return ", ".join(changed)
+    return {path: experiment.get(path) for path in settings(Experiment) if free.isdisjoint(path.split("."))}
+
+
+def differences(old: Experiment, new: Experiment) -> str:
+    """Decisive settings that differ, as text; empty when a run may go on."""
+    before, after = decisive(old), decisive(new)
+    return ", ".join(f"{path} {before[path]!r} → {after[path]!r}" for path in after if before[path] != after[path])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
 import ray.train
@@ -30,7 +29,7 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None 
 
     Raises:
         TrainingFailed: the run failed more often than `train.max_failures` allows, or cannot be mended
-            by a restart.
+            by a restart. The caller records it: a trial that is stopped from outside ends in an error here too.
     """
     if run.status()["state"] == "finished":
         return
@@ -57,10 +56,7 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None 
     try:
         trainer.fit()
     except Exception as error:
-        cause = root_cause(error)
-        run.folder.write_text("error.txt", "".join(traceback.format_exception(error)))
-        run.set_status("failed", cause)
-        raise TrainingFailed(cause) from error
+        raise TrainingFailed(root_cause(error)) from error
     finally:
         run.folder.remove("ray")
     status = run.status()
