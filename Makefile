@@ -5,7 +5,7 @@ PY := .venv/bin/python
 .PHONY: help demo test test-slow lint format bench clean
 
 help:
-	@echo "make demo       the phase-2 sweep on the built-in data, two CPU cores, about three minutes"
+	@echo "make demo       the phase-2 sweep on the built-in data, on two CPU cores"
 	@echo "make test       the tests"
 	@echo "make test-slow  the minutes-long tests: kills, restarts, object storage"
 	@echo "make lint       ruff and mypy"
@@ -37,7 +37,6 @@ format: .venv/ready
 
 bench: .venv/ready
 	$(PY) benchmarks/temporal_order.py
-	$(PY) benchmarks/trial_overhead.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

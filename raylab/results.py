@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from raylab.cli import console, run_verb
@@ -239,7 +240,8 @@ def runs_table(found: list[Run]) -> Table:
     table = Table("run", "sweep", "state", "epochs", "metric", "best", "minutes")
     for run in found:
         best = "–" if run.best is None else f"{run.best:.4f}"
-        table.add_row(run.name, run.sweep, run.state, str(run.epochs), run.metric, best, f"{run.seconds / 60:.1f}")
+        names = (escape(run.name), escape(run.sweep or ""))
+        table.add_row(*names, run.state, str(run.epochs), run.metric, best, f"{run.seconds / 60:.1f}")
     return table
 
 
@@ -253,7 +255,8 @@ def results(
     """
     if name is None:
         found = runs(storage)
-        console.print(runs_table(found) if found else f"no runs under {storage} yet; start one with raylab tune")
+        nothing = f"no runs under {escape(storage)} yet; start one with raylab tune"
+        console.print(runs_table(found) if found else nothing)
         return
     sweep = SweepFolder(locate(name, storage))
     if sweep.exists():

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 from pyarrow import ArrowInvalid, fs
 
@@ -61,7 +61,7 @@ class Folder:
         return cls(filesystem, path, address and address._replace(netloc=address.netloc.rpartition("@")[2]))
 
     def __truediv__(self, name: str) -> Folder:
-        address = self.address and self.address._replace(path=f"{self.address.path.rstrip('/')}/{name}")
+        address = self.address and self.address._replace(path=f"{self.address.path.rstrip('/')}/{quote(name)}")
         return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}", address)
 
     def __str__(self) -> str:
