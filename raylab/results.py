@@ -260,7 +260,7 @@ def results(
         return
     sweep = SweepFolder(locate(name, storage))
     if sweep.exists():
-        from raylab.sweeps.display import leaderboard_table
+        from raylab.sweeps.tables import leaderboard_table
 
         console.print(leaderboard_table(sweep.leaderboard(), sweep.space))
     else:

@@ -165,10 +165,22 @@ class Folder:
             fs.copy_files(self.path, copy, source_filesystem=self.filesystem)
             yield Path(copy)
 
-    def remove(self, name: str) -> None:
-        """Delete a folder inside this one, if it is there."""
-        if self.exists(name):
-            self.filesystem.delete_dir((self / name).path)
+    def remove(self, name: str, seal: str | None = None) -> None:
+        """Delete a folder inside this one, if it is there; `seal`, the file that says it is complete, goes first."""
+        if not self.exists(name):
+            return
+        if seal and (self / name).exists(seal):
+            self.filesystem.delete_file((self / name / seal).path)
+        self.filesystem.delete_dir((self / name).path)
+
+    def remove_partial(self) -> None:
+        """Delete what writes that were killed have left inside."""
+        for entry in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
+            if _PARTIAL in entry.base_name:
+                delete = (
+                    self.filesystem.delete_dir if entry.type == fs.FileType.Directory else self.filesystem.delete_file
+                )
+                delete(entry.path)
 
     def move(self, name: str, new: str) -> None:
         """Rename a folder inside this one."""

@@ -61,9 +61,10 @@ def sweep(
     parent = Folder.open(storage)
     preflight(chosen.experiment, parent, documented(chosen))
     from raylab.cluster.connect import connect, dashboard_url
-    from raylab.sweeps.display import Watch, leaderboard_table
+    from raylab.sweeps.display import Watch
     from raylab.sweeps.monitor import tensorboard
     from raylab.sweeps.sweep import provenance, run_sweep
+    from raylab.sweeps.tables import leaderboard_table
 
     folder = SweepFolder(parent / chosen.name)
     with folder.locked():

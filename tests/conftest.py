@@ -1,6 +1,7 @@
 import os
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -9,12 +10,13 @@ def own_cache_and_cluster(tmp_path_factory):
     previous = {name: os.environ.get(name) for name in ("RAYLAB_CACHE", "RAY_ADDRESS")}
     os.environ["RAYLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["RAY_ADDRESS"] = "local"
+    torch.set_num_threads(1)  # models this small only lose time to more
     yield
     for name, value in previous.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_experiment():
     """An experiment that trains in seconds on one core: 48 clips, four frames of 32 pixels, a tiny encoder."""
     from raylab.config import Experiment

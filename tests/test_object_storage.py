@@ -24,15 +24,6 @@ BUCKET = "lab"
 CPU = Worker(torch.device("cpu"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def server():
     """The address of an empty S3 server, and the environment to speak to it."""

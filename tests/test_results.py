@@ -65,15 +65,6 @@ class Lab:
     answers: dict[tuple[str, int], dict[str, torch.Tensor]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One run of its own, and a sweep of two trained trials and a failed one."""

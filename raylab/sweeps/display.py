@@ -1,4 +1,4 @@
-"""What a sweep shows: a live table while it runs (off a terminal, a line a trial), a leaderboard at its end."""
+"""What a sweep shows while it runs: a live table, or off a terminal a line for each trial that ends."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import pandas as pd
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.search import NAME, OBJECTIVE
-from raylab.sweeps.space import SearchSpace
+from raylab.sweeps.tables import heading, number
 
 COLUMNS = ("trial", "state", "epoch", "metric", "best", "time")
 
@@ -113,27 +111,3 @@ class Watch(Callback):  # type: ignore[misc]
                 *(number(row["values"].get(path)) for path in settings),
             )
         return table
-
-
-def leaderboard_table(board: pd.DataFrame, space: SearchSpace) -> Table:
-    """The leaderboard of `SweepFolder.leaderboard` for the terminal; a failed trial shows its cause."""
-    columns = [name for name in board.columns if name != "error"]
-    table = Table("#", *(heading(column) for column in columns))
-    table.title = f"{space.name}: {space.description}"
-    for rank, row in enumerate(board.to_dict("records"), start=1):
-        table.add_row(str(rank), *(number(row[column]) for column in columns))
-        if row.get("error"):
-            table.add_row("", f"[red]{escape(row['error'])}")
-    return table
-
-
-def heading(column: str) -> str:
-    """A column's name, short: `optim.lr` → `lr`, `val/action_top1` → `val action_top1` on two lines."""
-    return column.rpartition(".")[2].replace("/", "\n")
-
-
-def number(value: Any) -> str:
-    """A cell: four significant digits for a float, a dash for what is not known."""
-    if value is None or value != value:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

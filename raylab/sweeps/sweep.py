@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 import shlex
 import sys
 import tempfile
@@ -155,7 +156,7 @@ def scheduler(space: SearchSpace, folder: SweepFolder, ended: list[str]) -> Resu
 def provenance() -> dict[str, Any]:
     """What made a sweep: command, time and versions."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": re.sub(r"//[^/@]+@", "//", shlex.join(sys.argv)),  # no credentials of a storage address
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "raylab": __version__,

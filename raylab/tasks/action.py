@@ -27,7 +27,7 @@ class ActionTask(Task):
         super().__init__(model)
         self.heads = dict(heads)
         self.loss = loss
-        self.loss_names = list(heads)
+        self.loss_names = [f"{head}_loss" for head in heads]
         self.metric_names = ActionAccuracy(heads).names
 
     def forward(self, batch: Mapping[str, Any]) -> TaskOutput:
@@ -39,7 +39,7 @@ class ActionTask(Task):
         total = torch.stack([self.loss.weights.get(head, 1.0) * value for head, value in losses.items()]).sum()
         return TaskOutput(
             loss=total,
-            losses={head: value.detach() for head, value in losses.items()},
+            losses={f"{head}_loss": value.detach() for head, value in losses.items()},
             predictions={head: value.detach() for head, value in logits.items()},
         )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader
@@ -63,6 +64,8 @@ def train(experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Work
     trainer = Trainer(experiment, dataset, run, worker)
     progress = trainer.state.progress
     if progress.history:  # a resumed run first says where it stands
+        if worker.rank == 0:
+            run.write_history(progress.history)
         report(progress.history[-1])
     while not trainer.done:
         trainer.train_epoch()
@@ -74,6 +77,8 @@ class Trainer:
     """One worker's part of one run."""
 
     def __init__(self, experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Worker) -> None:
+        if worker.rank == 0:
+            run.clean()
         torch.manual_seed(experiment.seed)  # the same initial weights on every rank
         self.experiment, self.run, self.worker = experiment, run, worker
         data, accumulate = experiment.data, experiment.train.accumulate
@@ -101,7 +106,12 @@ class Trainer:
         )
         if latest:
             with latest.folder.as_local() as folder:
-                self.state.read(folder, worker.rank)
+                try:
+                    self.state.read(folder, worker.rank)
+                except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+                    raise RaylabError(
+                        f"{latest.folder}: the checkpoint is damaged ({error}): delete it to go on from an earlier one"
+                    ) from error
         if worker.world_size > 1:
             task.distribute()
 
@@ -183,12 +193,16 @@ class Trainer:
         with state.loss.sync_context():  # every rank sees the same loss, so all end together
             loss = (state.loss.sums[0] / state.loss.clips).item()
         if not math.isfinite(loss):
-            raise RaylabError(
-                f"the training loss is {loss} at step {state.progress.step}, epoch {state.progress.epoch + 1}: "
-                f"lower optim.lr (now {self.experiment.optim.lr:g}), or use train.precision=bf16 or fp32"
-            )
+            raise self.diverged(f"the training loss is {loss}")
         if self.recorder:
             self.recorder.step(state.progress.step, {"train/running_loss": loss, "lr": self.learning_rate()})
+
+    def diverged(self, what: str) -> RaylabError:
+        progress, lr = self.state.progress, self.experiment.optim.lr
+        return RaylabError(
+            f"{what} at step {progress.step}, epoch {progress.epoch + 1}: "
+            f"lower optim.lr (now {lr:g}), or use train.precision=bf16 or fp32"
+        )
 
     def finish_epoch(self) -> dict[str, Any]:
         """Validate, record, save; the epoch's row of metrics."""
@@ -202,6 +216,8 @@ class Trainer:
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
         monitored = val[self.experiment.monitor]
+        if not math.isfinite(monitored):
+            raise self.diverged(f"{self.experiment.monitor} is {monitored}")
         sign = 1 if self.experiment.train.mode == "max" else -1
         if progress.best is None or sign * monitored > sign * progress.best:
             progress.best, progress.best_epoch = monitored, progress.epoch

@@ -139,12 +139,16 @@ class RunFolder:
         sign = 1 if mode == "max" else -1
         return max(scored, key=lambda c: (sign * c.metrics[metric], -c.step), default=None)
 
+    def clean(self) -> None:
+        """Delete what a killed process left half-written."""
+        (self.folder / "checkpoints").remove_partial()
+
     def prune(self, keep: list[CheckpointInfo | None]) -> None:
         """Delete all checkpoints but these."""
         kept = {c.folder.name for c in keep if c}
         for name in (self.folder / "checkpoints").folders():
             if name not in kept:
-                (self.folder / "checkpoints").remove(name)
+                (self.folder / "checkpoints").remove(name, seal=SEAL)
 
 
 def set_aside(parent: Folder, name: str) -> None:

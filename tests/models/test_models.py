@@ -22,15 +22,6 @@ NAMES = [entry.name for entry in list_models()]
 TINY = "test_resnet"  # timm's 0.5M-parameter ResNet, with the stages and key layout of the large ones
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[None]:
     with torch.random.fork_rng():

@@ -62,7 +62,6 @@ def test_two_workers_with_batch_4_give_the_gradients_of_one_with_batch_8(tmp_pat
 
 def test_ray_trains_the_same_bits_on_through_a_killed_worker(tmp_path, small_experiment):
     experiment = small_experiment.override({"train.checkpoint_minutes": 1e-9, "train.epochs": 3})
-    torch.set_num_threads(1)
     undisturbed = RunFolder(Folder.open(tmp_path / "undisturbed"))
     undisturbed.create(experiment)
     train(experiment, load_dataset(experiment.data), undisturbed, Worker(torch.device("cpu")), lambda row: None)
