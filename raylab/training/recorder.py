@@ -25,6 +25,7 @@ class Recorder:
     def __init__(self, run: RunFolder, experiment: Experiment, step: int) -> None:
         self.run = run
         self.experiment = experiment
+        self.described = False
         self.scratch = None if run.folder.local else Path(tempfile.mkdtemp(prefix="tensorboard-"))
         logdir = self.scratch or Path(run.folder.path) / "tensorboard"
         self.writer = SummaryWriter(str(logdir), purge_step=step + 1 if step else None, flush_secs=10)
@@ -34,13 +35,15 @@ class Recorder:
             self.writer.add_scalar(name, value, step)
 
     def epoch(self, history: list[dict[str, Any]], done: bool) -> None:
-        """Record the newest row; with `done`, also the hyperparameters with the best result."""
+        """Record the newest row, the first time with the hyperparameters; `done` closes the files."""
         self.run.write_history(history)
         row = history[-1]
         self.step(row["step"], {name: value for name, value in row.items() if name not in ("step", "epoch", "lr")})
-        if done:
+        if not self.described:
+            # In the run's own folder, so that the table follows the `best` of later epochs, whoever ends the run.
             hyperparameters = {path: _plain(self.experiment.get(path)) for path in settings(Experiment)}
-            self.writer.add_hparams(hyperparameters, {"best": row["best"]}, name="hparams", global_step=row["step"])
+            self.writer.add_hparams(hyperparameters, {"best": row["best"]}, name=".", global_step=row["step"])
+            self.described = True
         self.writer.flush()
         if self.scratch:
             self.run.folder.upload(self.scratch, "tensorboard")

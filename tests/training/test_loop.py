@@ -107,6 +107,19 @@ def test_history_counts_every_clip_and_keeps_the_best(tmp_path, small_experiment
     assert rows[0]["val/verb_top1"] * 24 == pytest.approx(round(rows[0]["val/verb_top1"] * 24), abs=1e-4)
 
 
+def test_tensorboard_has_losses_and_hyperparameters(tmp_path, small_experiment):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, rows = train_here(tmp_path / "run", small_experiment)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for name in ("train/loss", "val/verb_loss", "val/action_top1", "gap/noun_top1", "grad_norm", "best"):
+        logged = {scalar.step: scalar.value for scalar in events.Scalars(name)}
+        assert logged == pytest.approx({row["step"]: row[name] for row in rows})
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
 def test_patience_ends_a_run_early(tmp_path, small_experiment):
     frozen = small_experiment.override({"optim.lr": 1e-12, "train.epochs": 20, "train.patience": 2})
     _, rows = train_here(tmp_path / "run", frozen)
