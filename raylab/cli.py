@@ -1,6 +1,6 @@
 """The command line: `raylab VERB …` and `python -m raylab.VERB …` are the same.
 
-Exit codes: 0 done, 1 a run failed or was interrupted, 2 bad input.
+Exit codes: 0 done, 1 a run failed, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations

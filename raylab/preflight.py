@@ -1,4 +1,4 @@
-"""Everything that can be checked before a cluster starts, cheapest first: names, files, storage, then weights."""
+"""Everything that can be checked before a cluster starts, cheapest first: names, files, storage, decoding, weights."""
 
 from __future__ import annotations
 
@@ -49,8 +49,12 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
 
     storage.check_writable()
 
-    from raylab.models.weights import resolve_weights  # imports torch and timm: seconds, so it comes last
+    # These import torch and timm, which takes seconds, so they come last.
+    from raylab.data.dataset import ClipDataset
+    from raylab.models.weights import resolve_weights
 
+    for split in dataset.splits.values():
+        ClipDataset(split.clips[:1], dataset.sources, data)[0]  # the decoder works, and so does the first clip
     weights = resolve_weights(experiment.model)
     lines = [f"{split}: {annotations.summary()}" for split, annotations in dataset.splits.items()]
     classes = ", ".join(f"{count} {head} classes" for head, count in dataset.heads.items())

@@ -157,7 +157,11 @@ def tune(
     if dry_run:
         console.print(preflight(chosen.experiment, Folder.open(storage), documented(chosen)), markup=False)
         return
-    board = sweep(chosen, storage=storage, fresh=fresh)
+    try:
+        board = sweep(chosen, storage=storage, fresh=fresh)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        raise typer.Exit(130) from None
     scored = board[chosen.search.metric].notna()
     if not scored.any():
         console.print("[bold red]no trial succeeded[/]; the causes are in the table")

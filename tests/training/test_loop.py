@@ -110,7 +110,7 @@ def test_history_counts_every_clip_and_keeps_the_best(tmp_path, small_experiment
 def test_tensorboard_has_losses_and_hyperparameters(tmp_path, small_experiment):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, rows = train_here(tmp_path / "run", small_experiment)
+    _, rows = train_here(tmp_path / "run", small_experiment)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     for name in ("train/loss", "val/verb_loss", "val/action_top1", "gap/noun_top1", "grad_norm", "best"):
