@@ -6,7 +6,7 @@
 Trains each model from random weights on the built-in data set, whose verbs are four pairs of opposite motions: each is
 the other played backwards. All models get the same encoder, in place of their own, and the same data, recipe and seed,
 so that only what they do with the sequence of frame features differs. *Direction* is the share of clips where the true
-verb scores above its opposite: a model blind to the order of frames is at chance there, whatever else it learns.
+verb scores above its opposite: on clips it has not seen, a model blind to the order of frames is at chance there.
 Accuracies are measured with the weights of the last epoch. Each model has a process and a thread of its own.
 """
 
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from math import sqrt
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -82,7 +84,7 @@ def measure(experiment: Experiment) -> Outcome:
         run = RunFolder(Folder.open(folder) / experiment.model.name)
         run.create(experiment)
         started = time.process_time()
-        train(experiment, dataset, run, Worker(torch.device("cpu")), report=lambda row: None)
+        train(experiment, dataset, run, Worker(torch.device("cpu")), report=partial(show_epoch, experiment.model.name))
         seconds = time.process_time() - started
         latest = run.latest()
         assert latest is not None  # noqa: S101 - every epoch ends with a checkpoint
@@ -90,6 +92,12 @@ def measure(experiment: Experiment) -> Outcome:
         model = checkpoint.load_model()
     accuracy = {split: scores(*predict(checkpoint, model, dataset, split)) for split in ("train", "val")}
     return Outcome(sum(p.numel() for p in model.parameters()), accuracy, seconds)
+
+
+def show_epoch(model: str, row: dict[str, Any]) -> None:
+    """One line on stderr for each finished epoch."""
+    noun, verb = (f"{100 * row[f'val/{head}_top1']:.1f}" for head in ("noun", "verb"))
+    print(f"{model}: epoch {row['epoch']}, validation noun {noun} %, verb {verb} %", file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()
