@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 from raylab.config import Experiment, settings
 from raylab.training.runfolder import RunFolder
@@ -40,9 +41,10 @@ class Recorder:
         row = history[-1]
         self.step(row["step"], {name: value for name, value in row.items() if name not in ("step", "epoch", "lr")})
         if not self.described:
-            # In the run's own folder, so that the table follows the `best` of later epochs, whoever ends the run.
+            # Through the run's own event file, so that the table follows `best` whoever ends the run.
             hyperparameters = {path: _plain(self.experiment.get(path)) for path in settings(Experiment)}
-            self.writer.add_hparams(hyperparameters, {"best": row["best"]}, name=".", global_step=row["step"])
+            for summary in hparams(hyperparameters, {"best": row["best"]}):
+                self.writer.file_writer.add_summary(summary)
             self.described = True
         self.writer.flush()
         if self.scratch:
