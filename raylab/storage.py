@@ -198,9 +198,9 @@ class Folder:
 
 def cache_folder() -> Path:
     """Where raylab keeps what it can make again: `$RAYLAB_CACHE`, or `raylab` in the user's cache folder."""
-    if "RAYLAB_CACHE" in os.environ:
-        return Path(os.environ["RAYLAB_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "raylab"
+    if folder := os.environ.get("RAYLAB_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raylab"
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # raylab shows its own table
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+HOOK = "raylab.cluster.connect.remember_address"
 
 
 def connect() -> list[dict[str, Any]]:
@@ -33,7 +34,8 @@ def connect() -> list[dict[str, Any]]:
         common: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "warning",
-            "runtime_env": {"env_vars": SETTINGS, "worker_process_setup_hook": remember_address},
+            # A copy of the settings, since Ray adds the hook to it.
+            "runtime_env": {"env_vars": {**SETTINGS}, "worker_process_setup_hook": HOOK},
         }
         address = os.environ.get("RAY_ADDRESS", "auto")
         try:

@@ -249,5 +249,5 @@ def find(name: str) -> Path:
             return path
         raise RaylabError(f"search space {name}: no such file")
     if name not in shipped():
-        raise unknown_name("sweep (or path of a .yaml file)", name, shipped())
+        raise unknown_name("sweep", name, shipped())
     return folder() / f"{name}.yaml"

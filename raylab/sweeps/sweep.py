@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -106,8 +107,10 @@ class Keeper(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         run = self.folder.run(trial.config[NAME])
-        error = trial.get_pickled_error() or RuntimeError("the trial's driver was lost")
-        run.fail(str(getattr(error, "cause", error)).strip().splitlines()[-1], str(error))
+        details = Path(trial.error_file).read_text() if trial.error_file else "the trial's driver was lost"
+        status = run.status()
+        known = status["error"] if status["state"] == "failed" else None  # the worker itself may have said why
+        run.fail(known or details.strip().splitlines()[-1].removeprefix("RuntimeError: "), details)
         self.settle(run)
 
     def settle(self, run: RunFolder | None = None) -> None:

@@ -132,7 +132,7 @@ def test_a_row_becomes_a_clip(tmp_path: Path) -> None:
     assert (clip.id, clip.video, clip.group) == ("P01_01_0", "P01_01", "P01")
     assert (clip.start, clip.stop, clip.start_frame, clip.stop_frame) == (3723.25, 3724.0, 60, 210)
     assert clip.labels == {"verb": 3, "noun": 8}
-    assert annotations.summary() == "1 clips"
+    assert annotations.summary() == "1 clip"
 
 
 def test_columns_are_found_by_name_after_a_byte_order_mark(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_annotations_elsewhere_with_video_info(tmp_path: Path) -> None:
 
     dataset = load(DataConfig(root=str(tmp_path / "root"), annotations=str(annotations)))
     assert [clip.stop for clip in dataset.splits["train"].clips] == [3.0]
-    assert dataset.splits["val"].summary() == "1 clips, 1 clamped"
+    assert dataset.splits["val"].summary() == "1 clip, 1 clamped"
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_an_escaping_video_never_becomes_a_source(tmp_path: Path) -> None:
 
     dataset = load(DataConfig(root=str(root)))
     assert list(dataset.sources) == ["P01_01"]
-    assert dataset.splits["train"].summary() == "1 clips, 1 unsafely named"
+    assert dataset.splits["train"].summary() == "1 clip, 1 unsafely named"
 
 
 def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path
     best = raylab.best_checkpoint("mixed", storage=tmp_path)
     assert best.run == board["trial"][0]
     assert best.metrics["val/action_top1"] == board["val/action_top1"][0]
-    written = pd.read_csv(tmp_path / "mixed" / "leaderboard.csv")
+    written = pd.read_csv(tmp_path / "mixed" / "leaderboard.csv").fillna({"error": ""})
     pd.testing.assert_frame_equal(
         written, pd.read_parquet(tmp_path / "mixed" / "leaderboard.parquet"), check_dtype=False
     )
