@@ -216,7 +216,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
         if not equals or not path:
             raise RaylabError(f"{word!r} is not an override: write setting=value, e.g. optim.lr=1e-4")
         try:
-            changes[path] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+            changes[path] = _load(text)
         except yaml.YAMLError as error:
             raise RaylabError(f"{word!r}: the value is not valid YAML ({error.__class__.__name__})") from None
     return changes
@@ -229,7 +229,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RaylabError: the file is missing, not YAML, or not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        data = _load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:
@@ -237,6 +237,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RaylabError(f"{path}: expected settings (key: value), found {type(data).__name__}")
     return data
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
 class _Loader(yaml.SafeLoader):
