@@ -5,11 +5,11 @@ PY := .venv/bin/python
 .PHONY: help demo test test-slow lint format bench clean
 
 help:
-	@echo "make demo       the phase-2 sweep on the built-in data, on two CPU cores"
+	@echo "make demo       a clip store of the built-in data and the phase-2 sweep on it, on two CPU cores"
 	@echo "make test       the tests"
 	@echo "make test-slow  the minutes-long tests: kills, restarts, object storage"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      what the README's figures come from"
+	@echo "make bench      the figures in README.md and benchmarks/README.md: an hour"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,7 @@ help:
 	touch $@
 
 demo: .venv/ready
+	$(PY) -m raylab.prepare epic_phase2 --demo
 	$(PY) -m raylab.tune epic_phase2 --demo
 
 test: .venv/ready
@@ -36,7 +37,9 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 bench: .venv/ready
-	$(PY) benchmarks/temporal_order.py
+	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order; do \
+		$(PY) benchmarks/$$benchmark.py || exit; \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -17,6 +17,7 @@ from rich.markup import escape
 from raylab.errors import RaylabError
 
 VERBS = {
+    "prepare": "raylab.prepare",
     "tune": "raylab.tune",
     "train": "raylab.train",
     "results": "raylab.results",

@@ -70,6 +70,19 @@ class DataConfig(Section):
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip; 0 where left and right matter")
     loader_workers: int = Field(4, ge=0, description="decoding processes for each training worker")
     max_clips: int | None = Field(None, ge=1, description="use at most this many clips of each split")
+    store: bool | UserPath = Field(
+        True, description="folder of clip stores; true: beside the data; false: decode video"
+    )
+    stage: bool | UserPath = Field(True, description="copy a store on shared storage to $TMPDIR, or to this folder")
+    jpeg: Literal["cpu", "gpu"] = Field("cpu", description="where a store's JPEG is decoded; gpu: nvJPEG")
+
+    @property
+    def side(self) -> int:
+        """Height and width of the squares that loaders deliver, in pixels: room to crop `size` from.
+
+        The ratio is that of short side to crop in ImageNet training, 256 to 224.
+        """
+        return round(self.size * 256 / 224)
 
 
 class OptimConfig(Section):

@@ -38,6 +38,8 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
     dataset = load_dataset(data)
+    for asked in {(v.data.frames, v.data.size): v.data for v in variants}.values():
+        load_dataset(asked)  # a store that is named must serve every one
     clips = len(dataset.splits["train"].clips)
     for variant in variants:
         batch = variant.data.batch_size * variant.resources.workers
@@ -53,10 +55,20 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     from raylab.data.dataset import ClipDataset
     from raylab.models.weights import resolve_weights
 
-    for split in dataset.splits.values():
-        ClipDataset(split.clips[:1], dataset.sources, data)[0]  # the decoder works, and so does the first clip
-    weights = resolve_weights(experiment.model)
-    lines = [f"{split}: {annotations.summary()}" for split, annotations in dataset.splits.items()]
-    classes = ", ".join(f"{count} {head} classes" for head, count in dataset.heads.items())
-    lines += [f"{classes}; {len(dataset.sources)} videos", f"weights: {weights or 'random'}"]
+    lines = []
+    for split, found in dataset.splits.items():
+        clips_of_split = ClipDataset.of(dataset, split, data)
+        clips_of_split[0]  # the decoder works, and so does the first clip
+        left_out = len(found.clips) - len(clips_of_split)
+        lines.append(f"{split}: {found.summary()}" + (f", {left_out:,} unreadable" if left_out else ""))
+    lines.append(", ".join(f"{count} {head} classes" for head, count in dataset.heads.items()))
+    if dataset.stored:
+        store = dataset.stored["train"].store
+        store.check_sources()
+        lines.append(f"frames: clip store {store.folder}")
+    else:
+        lines.append(
+            f"frames: {len(dataset.sources)} videos, by {data.decoder}; `raylab prepare` makes training faster"
+        )
+    lines.append(f"weights: {resolve_weights(experiment.model) or 'random'}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ from pyarrow import ArrowInvalid, fs
 
 from raylab.errors import RaylabError
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Folder:
     def folders(self) -> list[str]:
         """Names of the folders inside, sorted; unfinished writes are not shown."""
         entries = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(e.base_name for e in entries if e.type == fs.FileType.Directory and _PARTIAL not in e.base_name)
+        return sorted(e.base_name for e in entries if e.type == fs.FileType.Directory and PARTIAL not in e.base_name)
 
     def read_text(self, name: str) -> str:
         """Raises FileNotFoundError when the file is not there."""
@@ -96,7 +96,7 @@ class Folder:
         """Write a file that readers see whole or not at all."""
         target = (self / name).path
         self.filesystem.create_dir(self.path, recursive=True)
-        writing = f"{target}{_PARTIAL}{uuid.uuid4().hex}" if self.local else target
+        writing = f"{target}{PARTIAL}{uuid.uuid4().hex}" if self.local else target
         with self.filesystem.open_output_stream(writing) as stream:
             stream.write(content)
         if writing != target:
@@ -118,7 +118,7 @@ class Folder:
         Raises:
             RaylabError: that failed; the message has the filesystem's own reason.
         """
-        probe = f"{_PARTIAL}{uuid.uuid4().hex}"
+        probe = f"{PARTIAL}{uuid.uuid4().hex}"
         try:
             self.write_bytes(probe, b"")
             self.filesystem.delete_file((self / probe).path)
@@ -135,7 +135,7 @@ class Folder:
         """
         if self.local:
             self.local.mkdir(parents=True, exist_ok=True)
-        filling = Path(tempfile.mkdtemp(prefix=f"{name}{_PARTIAL}", dir=self.local))
+        filling = Path(tempfile.mkdtemp(prefix=f"{name}{PARTIAL}", dir=self.local))
         try:
             yield filling
             self.remove(name)
@@ -176,7 +176,7 @@ class Folder:
     def remove_partial(self) -> None:
         """Delete what writes that were killed have left inside."""
         for entry in self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True)):
-            if _PARTIAL in entry.base_name:
+            if PARTIAL in entry.base_name:
                 delete = (
                     self.filesystem.delete_dir if entry.type == fs.FileType.Directory else self.filesystem.delete_file
                 )
@@ -194,6 +194,18 @@ class Folder:
             destination_filesystem=self.filesystem,
         )
         self.remove(name)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a local file under; it becomes `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = path.with_name(f"{path.name}{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        yield writing
+        writing.replace(path)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

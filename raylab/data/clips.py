@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from raylab.data.table import KEYED, RecordTable
+from raylab.errors import RaylabError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from raylab.data.store.reader import StoredFrames
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +30,7 @@ class Clip:
         stop: seconds, exclusive.
         start_frame: 1-based number of the first extracted frame, inclusive.
         stop_frame: 1-based number just past the last extracted frame.
-        labels: head name → class index, e.g. `{"verb": 3, "noun": 17}`.
+        labels: head name → class index, e.g. `{"verb": 3, "noun": 17}`; the same heads in every clip.
         group: what must not be divided between splits (EPIC: the participant).
     """
 
@@ -32,17 +44,73 @@ class Clip:
     group: str = ""
 
 
+class ClipTable(RecordTable[Clip]):
+    """Clips as columns, all with the same heads."""
+
+    record = Clip
+    columns: ClassVar[dict[str, pa.DataType]] = {
+        "id": pa.string(),
+        "video": pa.string(),
+        "start": pa.float64(),
+        "stop": pa.float64(),
+        "start_frame": pa.int64(),
+        "stop_frame": pa.int64(),
+        "labels": KEYED,
+        "group": pa.string(),
+    }
+
+    @classmethod
+    def of(cls, records: Iterable[Clip]) -> Self:
+        """A table of these clips, in memory; a table is returned as it is.
+
+        Raises:
+            RaylabError: a clip has other heads than the first.
+        """
+        return super().of(records if isinstance(records, cls) else _of_one_kind(records))
+
+    @property
+    def videos(self) -> dict[str, str]:
+        """Video id → group of its first clip, of every video that has clips, in their order."""
+        videos, groups = self.column("video").dictionary_encode(), self.column("group")
+        _, first = np.unique(np.from_dlpack(videos.indices), return_index=True)
+        return {video: groups[at].as_py() for video, at in zip(videos.dictionary.to_pylist(), first, strict=True)}
+
+
+def _of_one_kind(clips: Iterable[Clip]) -> Iterator[Clip]:
+    heads = None
+    for clip in clips:
+        heads = clip.labels.keys() if heads is None else heads
+        if clip.labels.keys() != heads:
+            raise RaylabError(
+                f"clip {clip.id}: labels for {', '.join(clip.labels) or 'no head'}, where the clips before it have "
+                f"{', '.join(heads) or 'none'}: give every clip the same heads"
+            )
+        yield clip
+
+
 @dataclass(frozen=True, slots=True)
 class Issue:
     """One thing wrong or odd in an annotation file."""
 
-    file: Path
+    file: str
     line: int
     kind: str
     reason: str
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
+
+
+class IssueTable(RecordTable[Issue]):
+    """Issues as columns."""
+
+    record = Issue
+    columns: ClassVar[dict[str, pa.DataType]] = {
+        "file": pa.string(),
+        "line": pa.int64(),
+        "kind": pa.string(),
+        "reason": pa.string(),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +123,14 @@ class Annotations:
         odd: rows kept although something about them is unusual.
     """
 
-    clips: list[Clip]
-    rejected: list[Issue] = field(default_factory=list)
-    odd: list[Issue] = field(default_factory=list)
+    clips: ClipTable
+    rejected: IssueTable = field(default_factory=lambda: IssueTable.of([]))
+    odd: IssueTable = field(default_factory=lambda: IssueTable.of([]))
 
     def summary(self) -> str:
         """One line: how many clips, and how many rows of each kind of oddity."""
-        kinds = Counter(issue.kind for issue in [*self.rejected, *self.odd])
+        found = pa.concat_tables([self.rejected.table, self.odd.table])["kind"].value_counts()
+        kinds = {count["values"]: count["counts"] for count in found.to_pylist()}
         clips = len(self.clips)
         parts = [f"{clips:,} clip{'s' * (clips != 1)}", *(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))]
         return ", ".join(parts)
@@ -74,12 +143,14 @@ class Dataset:
     Attributes:
         splits: split name (`train`, `val`) → its annotations.
         labels: head name → class names, by class index.
-        sources: video id → video file, or folder of extracted frames.
+        sources: video id → video file, or folder of extracted frames; empty where a clip store has the frames.
+        stored: split name → its frames in a clip store; empty where they are decoded from the sources.
     """
 
     splits: dict[str, Annotations]
     labels: dict[str, list[str]]
-    sources: dict[str, Path]
+    sources: dict[str, Path] = field(default_factory=dict)
+    stored: dict[str, StoredFrames] = field(default_factory=dict)
 
     @property
     def heads(self) -> dict[str, int]:

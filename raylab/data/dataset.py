@@ -5,29 +5,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
-from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypedDict
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
-from raylab.data.clips import Clip
-from raylab.data.extracted import read_extracted
-from raylab.data.sampling import frame_numbers, frame_times
-from raylab.data.video import probe, read_frames
+from raylab.data.clips import Clip, ClipTable, Dataset
+from raylab.data.footage import positions, read_positions
+from raylab.data.store.reader import StoredFrames
 from raylab.errors import RaylabError
-
-_probe = lru_cache(maxsize=1024)(probe)
 
 
 class Sample(TypedDict):
@@ -46,52 +40,57 @@ class Batch(TypedDict):
     ids: list[str]
 
 
-def fit(frames: Tensor, size: int) -> Tensor:
-    """The centre square of every frame, a little larger than the model's input to leave room for augmentation.
+def fit(frames: Tensor, side: int) -> Tensor:
+    """The centre square of every frame.
 
     Args:
         frames: uint8 (T, 3, H, W).
-        size: what the model sees, in pixels.
+        side: height and width wanted, in pixels.
 
     Returns:
-        uint8 (T, 3, S, S) with S = round(size · 256 / 224), the ImageNet ratio of short side to crop.
+        uint8 (T, 3, side, side).
     """
-    side = round(size * 256 / 224)
     resized = functional.resize(frames, [side], antialias=True)  # the short side
     square: Tensor = functional.center_crop(resized, [side, side])
     return square
 
 
 class ClipDataset(TorchDataset[Sample]):
-    """Clips, decoded when they are asked for.
+    """Clips, their frames decoded when they are asked for.
 
     Args:
         clips: all with the same heads.
         sources: video id → video file, or folder of extracted frames (EPIC's `frame_0000000001.jpg`).
         config: `frames`, `size` and `decoder` are used.
+        stored: their frames in a clip store, used in place of the sources. Clips that could not be read when the store
+            was made are left out.
 
     Raises:
         RaylabError: a clip's video has no source.
     """
 
-    def __init__(self, clips: Sequence[Clip], sources: Mapping[str, Path], config: DataConfig) -> None:
-        for clip in clips:
-            if clip.video not in sources:
-                raise RaylabError(
-                    f"clip {clip.id}: video {clip.video!r} has neither a file nor a folder of frames; "
-                    "add it under data.root, or leave the clip out"
-                )
-        # Columns, since each loader process gets a copy: 67,000 rows pickle in 4 ms, as objects in 250 ms.
-        self._clips = pa.table({field.name: [getattr(clip, field.name) for clip in clips] for field in fields(Clip)})
-        self._sources = {video: sources[video] for video in {clip.video for clip in clips}}
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        sources: Mapping[str, Path],
+        config: DataConfig,
+        stored: StoredFrames | None = None,
+    ) -> None:
+        self._clips = ClipTable.of(clips)
         self._config = config
+        self._frames = stored or RecordedFrames(self._clips, sources, config)
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, config: DataConfig) -> ClipDataset:
+        """One split of a data set."""
+        return cls(dataset.splits[split].clips, dataset.sources, config, dataset.stored.get(split))
 
     def __len__(self) -> int:
-        return int(self._clips.num_rows)
+        return len(self._frames.chosen)
 
     def clip(self, index: int) -> Clip:
         """The annotation of one sample."""
-        return Clip(**self._clips.slice(index, 1).to_pylist()[0])
+        return self._clips[int(self._frames.chosen[index])]
 
     def __getitem__(self, index: int) -> Sample:
         """Decode one clip.
@@ -99,32 +98,71 @@ class ClipDataset(TorchDataset[Sample]):
         Raises:
             RaylabError: its frames cannot be read; names the clip and the file.
         """
+        video = torch.empty(self.shape, dtype=torch.uint8)
+        clip = self._decode(index, video)
+        return {"video": video.permute(0, 3, 1, 2), "id": clip.id, "labels": clip.labels}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Decode the clips of one batch, each into its place; in a loader process that is in shared memory.
+
+        Frames stay as decoders deliver them, channels last in memory: bringing them in another order is slow.
+
+        Raises:
+            RaylabError: as for one clip.
+        """
+        video = _empty((len(indices), *self.shape))
+        clips = [self._decode(index, place) for index, place in zip(indices, video, strict=True)]
+        return {
+            "video": video.permute(0, 1, 4, 2, 3),
+            "labels": {head: torch.tensor([clip.labels[head] for clip in clips]) for head in clips[0].labels},
+            "ids": [clip.id for clip in clips],
+        }
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Frames, height, width and channels of one clip in memory."""
+        return self._config.frames, self._config.side, self._config.side, 3
+
+    def _decode(self, index: int, place: Tensor) -> Clip:
         clip = self.clip(index)
         try:
-            frames = self._read(clip, self._sources[clip.video])
+            self._frames.read(index, clip, place)
         except RaylabError as error:
             raise RaylabError(f"clip {clip.id}: {error}") from error
-        return {"video": fit(frames, self._config.size), "id": clip.id, "labels": clip.labels}
-
-    def _read(self, clip: Clip, source: Path) -> Tensor:
-        n = self._config.frames
-        if source.is_dir():
-            return read_extracted(source, frame_numbers(clip.start_frame, clip.stop_frame, n))
-        info = _probe(source)
-        if clip.start >= info.duration:
-            raise RaylabError(
-                f"starts at {clip.start:.2f} s, but {source} ends at {info.duration:.2f} s; "
-                "replace the file if it is cut short, or leave the clip out"
-            )
-        times = frame_times(clip.start, min(clip.stop, info.duration), info.fps, n)
-        # The frame on screen half a frame later is the nearest one: what `frame_numbers` rounds to.
-        return read_frames(source, [time + 0.5 / info.fps for time in times], self._config.decoder)
+        return clip
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples to one batch; in a loader process its frames are written straight into shared memory."""
-    batch: dict[str, Any] = default_collate(list(samples))
-    return {"video": batch["video"], "labels": batch["labels"], "ids": batch["id"]}
+class RecordedFrames:
+    """The frames of clips where they were recorded. Arguments and errors are those of `ClipDataset`.
+
+    Attributes:
+        chosen: int64, the positions of all clips.
+    """
+
+    def __init__(self, clips: ClipTable, sources: Mapping[str, Path], config: DataConfig) -> None:
+        for video in clips.videos:
+            if video not in sources:
+                raise RaylabError(
+                    f"video {video!r} has neither a file nor a folder of frames; "
+                    "add it under data.root, or leave its clips out"
+                )
+        self.chosen = torch.arange(len(clips))
+        self._sources = {video: sources[video] for video in clips.videos}
+        self._config = config
+
+    def read(self, number: int, clip: Clip, place: Tensor) -> None:
+        """Decode one clip into `place`, uint8 (T, S, S, 3)."""
+        source = self._sources[clip.video]
+        frames = read_positions(source, positions(clip, source, self._config.frames), self._config.decoder)
+        place.copy_(fit(frames, self._config.side).permute(0, 2, 3, 1))
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """An uint8 tensor to be filled: in a loader process in memory that the process it belongs to can map."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -219,13 +257,17 @@ def make_loader(dataset: ClipDataset, batches: Sampler[list[int]], config: DataC
         dataset,
         batch_sampler=batches,
         num_workers=config.loader_workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=pin,
         persistent_workers=config.loader_workers > 0,
         multiprocessing_context=context,
         worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # or each iteration would draw a seed from the global one
     )
+
+
+def _as_it_is(batch: Any) -> Any:  # typed as PyTorch does: a list of samples
+    return batch
 
 
 def _end_with_parent(worker: int) -> None:

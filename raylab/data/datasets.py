@@ -2,26 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 from raylab.config import DataConfig
 from raylab.data import epic
+from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import kitchen_root
+from raylab.data.store.find import find_store
 
 
-def _kitchen(config: DataConfig) -> Dataset:
-    root = kitchen_root(config.kitchen)
-    return epic.load(config.model_copy(update={"root": str(root), "annotations": None}))
+class Reader(Protocol):
+    """A module that knows one layout of files. What it reads is cached, where the videos lie is not."""
+
+    FORMAT: int
+
+    def annotation_files(self, config: DataConfig) -> dict[str, Path]:
+        """The files that the annotations are read from, by what they hold."""
+
+    def read_dataset(self, files: Mapping[str, Path], max_clips: int | None) -> Dataset:
+        """Clips and class names, without sources: a function of the files' content and of `max_clips` alone."""
+
+    def find_sources(self, config: DataConfig, videos: Mapping[str, str]) -> dict[str, Path]:
+        """The source of each video, as `Dataset` has them; `videos` is video id → group."""
 
 
-DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {"epic": epic.load, "kitchen": _kitchen}
+@dataclass(frozen=True)
+class Entry:
+    """One data set: how it is laid out, and `locate`, which names its folders in the settings of a run."""
+
+    reader: Reader
+    locate: Callable[[DataConfig], DataConfig] = lambda config: config
+
+
+def _render_kitchen(config: DataConfig) -> DataConfig:
+    return config.model_copy(update={"root": str(kitchen_root(config.kitchen)), "annotations": None})
+
+
+DATASETS = {"epic": Entry(epic), "kitchen": Entry(epic, _render_kitchen)}
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Clips, class names and video files of the data set that `config` names.
+    """Clips and class names of the data set that `config` names, and where their frames come from.
+
+    Annotations are parsed once: later calls map them from the cache folder, for as long as the files are unchanged.
+
+    Args:
+        config: `dataset` and what says where it lies; `max_clips`; `store`, and what a store must hold.
 
     Raises:
-        RaylabError: files are missing or malformed; the message says which, and what to do.
+        RaylabError: files are missing or malformed, or `store` names a folder without a store that will do; the
+            message says which, and what to do.
     """
-    return DATASETS[config.dataset](config)
+    entry = DATASETS[config.dataset]
+    reader, located = entry.reader, entry.locate(config)
+    files = reader.annotation_files(located)
+    key = digest(files, config.dataset, reader.FORMAT, config.max_clips)
+    dataset = cached(key, lambda: reader.read_dataset(files, config.max_clips))
+    clips = {split: annotations.clips for split, annotations in dataset.splits.items()}
+    if stored := find_store(config, stores_folder(config), clips):
+        return replace(dataset, stored=stored)
+    videos = {video: group for table in clips.values() for video, group in table.videos.items()}
+    return replace(dataset, sources=reader.find_sources(located, videos))
+
+
+def stores_folder(config: DataConfig) -> Path:
+    """The folder of clip stores: the one that `store` names, else one beside the data."""
+    if isinstance(config.store, str):
+        return Path(config.store).absolute()
+    return Path(DATASETS[config.dataset].locate(config).root).absolute() / "clip-stores"

@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from raylab.data.clips import Annotations, Clip, Dataset, Issue
+from raylab.data.clips import Annotations, Clip, ClipTable, Dataset, Issue, IssueTable
 from raylab.errors import RaylabError
 
 if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a file
     from raylab.config import DataConfig
 
+FORMAT = 1  # raise it when a change of the code changes what is read: caches are told apart by it
 SPLITS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 CLASSES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
 VIDEO_INFO = "EPIC_100_video_info.csv"
+FILES = {**SPLITS, **CLASSES, "video_info": VIDEO_INFO}
 
 ANNOTATION_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
 SOURCE_FOLDERS = {
@@ -47,31 +49,51 @@ class VideoInfo:
     fps: float
 
 
-def load(config: DataConfig) -> Dataset:
-    """Read EPIC-KITCHENS-100 as it lies on disk.
+def annotation_files(config: DataConfig) -> dict[str, Path]:
+    """The CSV files of EPIC-KITCHENS-100, by what they hold: each of `SPLITS`, of `CLASSES`, and `video_info`.
 
-    The CSV files are taken from one folder, the first to hold `EPIC_100_train.csv` of: `config.annotations`
-    if given, else the root and its `ANNOTATION_FOLDERS`. `EPIC_100_video_info.csv` is optional; without it,
-    times are not checked against the videos. `config.max_clips` takes clips evenly spaced over each split.
-
-    Returns:
-        Splits `train` and `val`, heads `verb` and `noun`, and a source for every video of their clips.
+    They are taken from one folder, the first to hold `EPIC_100_train.csv` of: `config.annotations` if given, else
+    the root and its `ANNOTATION_FOLDERS`. `EPIC_100_video_info.csv` is optional; without it, times are not checked
+    against the videos.
 
     Raises:
-        RaylabError: a file or a video is missing, a file cannot be read, or a split has no clips.
+        RaylabError: files are missing, or a folder cannot be listed.
     """
-    root = Path(config.root).absolute()
-    folder = _annotation_folder(config, root)
-    labels = {head: read_classes(folder / name) for head, name in CLASSES.items()}
+    if config.annotations:
+        folders = [Path(config.annotations).absolute()]
+    else:
+        folders = [Path(config.root).absolute() / name for name in ANNOTATION_FOLDERS]
+    names = {*FILES.values()}
+    there = {f: {at.name for at in _scan(f, lambda e: e.name in names and e.is_file())} for f in folders}
+    found = [folder for folder in folders if SPLITS["train"] in there[folder]][:1]
+    needed = [*SPLITS.values(), *CLASSES.values()]
+    missing = [folder / name for folder in found or folders for name in needed if name not in there[folder]]
+    if missing:
+        lines = [f"  {path}" for path in missing]
+        raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, _REMEDY]))
+    return {what: folder / name for folder in found for what, name in FILES.items() if name in there[folder]}
+
+
+def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dataset:
+    """Read EPIC-KITCHENS-100's annotations.
+
+    Args:
+        files: what `annotation_files` finds.
+        max_clips: take at most this many clips of each split, evenly spaced.
+
+    Returns:
+        Splits `train` and `val`, heads `verb` and `noun`; no sources.
+
+    Raises:
+        RaylabError: a file cannot be read, or a split has no clips.
+    """
+    labels = {head: read_classes(files[head]) for head in CLASSES}
     classes = {head: len(names) for head, names in labels.items()}
-    info = folder / VIDEO_INFO
-    videos = read_video_info(info) if info.is_file() else None
+    videos = read_video_info(files["video_info"]) if "video_info" in files else None
     splits = {
-        split: _limit(read_annotations(folder / name, classes, videos), folder / name, config.max_clips)
-        for split, name in SPLITS.items()
+        split: _limit(read_annotations(files[split], classes, videos), files[split], max_clips) for split in SPLITS
     }
-    clips = [clip for annotations in splits.values() for clip in annotations.clips]
-    return Dataset(splits, labels, find_sources(root, clips, config.source))
+    return Dataset(splits, labels)
 
 
 def read_annotations(
@@ -98,26 +120,31 @@ def read_annotations(
     names = ("narration_id", "participant_id", "video_id")
     numbers = ("start_timestamp", "stop_timestamp", "start_frame", "stop_frame")
     columns = (*names, *numbers, *(f"{head}_class" for head in classes))
-    annotations = Annotations([])
-    seen: dict[object, int] = {}
-    for line, clip in _table(path, columns, lambda row: _clip(row, classes), annotations.rejected):
-        if clip.id in seen:
-            reason = f"narration_id {clip.id!r} stands already in line {seen[clip.id]}"
-            annotations.rejected.append(Issue(path, line, "duplicate", reason))
-            continue
-        seen[clip.id] = line
-        info = videos.get(clip.video) if videos is not None else None
-        if info and clip.start >= info.duration:
-            reason = f"start_timestamp {clip.start:.3f} s is past the end of {clip.video} ({info.duration:.3f} s)"
-            annotations.rejected.append(Issue(path, line, "past the end", reason))
-            continue
-        segment = (clip.video, clip.start, clip.stop, *clip.labels.values())
-        oddities = _oddities(clip, info) if videos is not None else {}
-        if seen.setdefault(segment, line) != line:
-            oddities["repeated"] = f"same video, times and labels as line {seen[segment]}"
-        annotations.odd.extend(Issue(path, line, kind, reason) for kind, reason in oddities.items())
-        annotations.clips.append(replace(clip, stop=min(clip.stop, info.duration)) if info else clip)
-    return annotations
+    rejected: list[Issue] = []
+    odd: list[Issue] = []
+
+    def clips() -> Iterator[Clip]:
+        seen: dict[object, int] = {}
+        for line, clip in _table(path, columns, lambda row: _clip(row, classes), rejected):
+            if clip.id in seen:
+                reason = f"narration_id {clip.id!r} stands already in line {seen[clip.id]}"
+                rejected.append(Issue(str(path), line, "duplicate", reason))
+                continue
+            seen[clip.id] = line
+            info = videos.get(clip.video) if videos is not None else None
+            if info and clip.start >= info.duration:
+                reason = f"start_timestamp {clip.start:.3f} s is past the end of {clip.video} ({info.duration:.3f} s)"
+                rejected.append(Issue(str(path), line, "past the end", reason))
+                continue
+            segment = (clip.video, clip.start, clip.stop, *clip.labels.values())
+            oddities = _oddities(clip, info) if videos is not None else {}
+            if seen.setdefault(segment, line) != line:
+                oddities["repeated"] = f"same video, times and labels as line {seen[segment]}"
+            odd.extend(Issue(str(path), line, kind, reason) for kind, reason in oddities.items())
+            yield replace(clip, stop=info.duration) if info and clip.stop > info.duration else clip
+
+    table = ClipTable.of(clips())  # which fills the lists
+    return Annotations(table, IssueTable.of(rejected), IssueTable.of(odd))
 
 
 def read_classes(path: Path) -> list[str]:
@@ -147,16 +174,15 @@ def read_video_info(path: Path) -> dict[str, VideoInfo]:
     return dict(_strict_table(path, ("video_id", "duration", "fps"), parse))
 
 
-def find_sources(root: Path, clips: Iterable[Clip], source: str = "auto") -> dict[str, Path]:
+def find_sources(config: DataConfig, videos: Mapping[str, str]) -> dict[str, Path]:
     """Where the frames of each video come from.
 
     Folders under the root are listed once each, whatever the number of clips. Files are found by their name
     in those lists, so no annotation can point outside the root; links that stand under it are followed.
 
     Args:
-        root: folder of the data set.
-        clips: their videos are looked for, in the `SOURCE_FOLDERS` of their participants.
-        source: `videos`, `frames`, or `auto`: for each video its file if there, else its frames.
+        config: `root` and `source` are used; `auto`: for each video its file if there, else its frames.
+        videos: video id → participant; they are looked for in the participants' `SOURCE_FOLDERS`.
 
     Returns:
         Video id → video file, or folder of `frame_%010d.jpg`.
@@ -164,12 +190,13 @@ def find_sources(root: Path, clips: Iterable[Clip], source: str = "auto") -> dic
     Raises:
         RaylabError: videos are missing, or a folder cannot be listed.
     """
-    kinds = list(SOURCE_FOLDERS) if source == "auto" else [source]
+    root = Path(config.root).absolute()
+    kinds = list(SOURCE_FOLDERS) if config.source == "auto" else [config.source]
     places = [(kind, place) for kind in kinds for place in SOURCE_FOLDERS[kind]]
     listings: dict[Path, dict[str, Path]] = {}
     sources: dict[str, Path] = {}
     missing: list[str] = []
-    for video, participant in sorted({clip.video: clip.group for clip in clips}.items()):
+    for video, participant in sorted(videos.items()):
         for kind, place in places:
             folder = root / place.format(participant=participant)
             if folder not in listings:
@@ -184,7 +211,7 @@ def find_sources(root: Path, clips: Iterable[Clip], source: str = "auto") -> dic
         looked = [f"  {root / place.format(participant='<participant_id>')}/{SOURCE_NAMES[k]}" for k, place in places]
         raise RaylabError(
             f"{len(missing):,} of {len(missing) + len(sources):,} videos are missing: {first}\n"
-            f"looked for (data.source={source}):\n" + "\n".join(looked) + f"\n{_REMEDY}"
+            f"looked for (data.source={config.source}):\n" + "\n".join(looked) + f"\n{_REMEDY}"
         )
     return sources
 
@@ -195,21 +222,6 @@ _REMEDY = (
 )
 
 
-def _annotation_folder(config: DataConfig, root: Path) -> Path:
-    wanted = [*SPLITS.values(), *CLASSES.values()]
-    if config.annotations:
-        folders = [Path(config.annotations).absolute()]
-    else:
-        folders = [root / name for name in ANNOTATION_FOLDERS]
-    files = {folder: _scan(folder, lambda entry: entry.name in wanted and entry.is_file()) for folder in folders}
-    found = [folder for folder in folders if folder / SPLITS["train"] in files[folder]][:1]
-    missing = [folder / name for folder in found or folders for name in wanted if folder / name not in files[folder]]
-    if not missing:
-        return found[0]
-    lines = [f"  {path}" for path in missing]
-    raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, _REMEDY]))
-
-
 def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotations:
     clips = annotations.clips
     if not clips:
@@ -218,7 +230,7 @@ def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotation
         raise RaylabError(f"{path}: no clips; rows rejected: {len(rejected):,}{first}; take the official file")
     if most is None or most >= len(clips):
         return annotations
-    return replace(annotations, clips=[clips[i * len(clips) // most] for i in range(most)])
+    return replace(annotations, clips=clips.take([i * len(clips) // most for i in range(most)]))
 
 
 def _is_video(entry: os.DirEntry[str]) -> bool:
@@ -271,7 +283,7 @@ def _table(
                     if cells:  # not a blank line
                         yield line, _parse(header, cells, parse)
                 except _Rejected as refusal:
-                    rejected.append(Issue(path, line, refusal.kind, refusal.reason))
+                    rejected.append(Issue(str(path), line, refusal.kind, refusal.reason))
                 line = reader.line_num + 1  # a quoted cell may span lines: a row is named by its first
     except OSError as error:
         raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+import numpy as np
 import torch
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raylab.errors import RaylabError, unknown_name
@@ -117,7 +119,8 @@ def read_frames(path: Path | str, times: Sequence[float], decoder: str = "pyav")
         decoder: a name in `DECODERS`.
 
     Returns:
-        uint8 RGB of shape (len(times), 3, height, width), contiguous.
+        uint8 RGB of shape (len(times), 3, height, width), channels last in memory: as FFmpeg delivers pictures, and as
+        they are fastest to resize.
 
     Raises:
         VideoError: the file is missing, is not a video, is damaged on the way to a wanted frame, or is cut short
@@ -136,20 +139,29 @@ def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:
     with _open(path) as (container, stream):
         start, tick = _clock(stream)
         targets = [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
-        waiting = sorted(set(targets))
+        slots = sorted(range(len(targets)), key=targets.__getitem__)
+        waiting = [targets[slot] for slot in slots]
         frames = (
             _all_frames(container, stream)
             if container.format.name == "avi"
-            else _frames_near(container, stream, waiting[:])
+            else _frames_near(container, stream, sorted(set(targets)))
         )
-        images: dict[int, Tensor] = {}
         reformatter = VideoReformatter()
+        video = np.empty(0, np.uint8)
+
+        def place(frame: VideoFrame, settled: int) -> None:
+            nonlocal video
+            picture = _rgb(frame, stream, reformatter)
+            if not video.size:
+                video = np.empty((len(targets), *picture.shape), np.uint8)
+            for slot in slots[:settled]:
+                video[slot] = picture
+            del slots[:settled], waiting[:settled]
+
         shown: tuple[int, VideoFrame] | None = None
         for pts, frame in frames:
             if passed := bisect_left(waiting, pts):
-                image = _rgb(shown[1] if shown else frame, stream, reformatter)
-                images.update(dict.fromkeys(waiting[:passed], image))
-                del waiting[:passed]
+                place(shown[1] if shown else frame, passed)
             if not waiting:
                 break
             shown = pts, frame
@@ -158,8 +170,8 @@ def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:
                 raise VideoError(f"{path}: {_NO_FRAME}")
             pts, frame = shown
             _refuse_cut(path, container, stream, (pts + (frame.duration or 0) - start) * tick, times)
-            images.update(dict.fromkeys(waiting, _rgb(frame, stream, reformatter)))
-    return torch.stack([images[target] for target in targets])
+            place(frame, len(waiting))
+    return torch.from_numpy(video).permute(0, 3, 1, 2)
 
 
 def _read_decord(path: Path, times: Sequence[float]) -> Tensor:
@@ -178,7 +190,9 @@ def _read_decord(path: Path, times: Sequence[float]) -> Tensor:
         batch = torch.from_numpy(reader.get_batch(distinct).asnumpy())
     except DECORDError as error:
         raise VideoError(f"{path}: decord cannot read it ({_first_line(error)}); {_USE_PYAV}") from error
-    return batch.permute(0, 3, 1, 2)[[bisect_left(distinct, index) for index in indices]].contiguous()
+    if indices != distinct:
+        batch = batch[[bisect_left(distinct, index) for index in indices]]
+    return batch.permute(0, 3, 1, 2)
 
 
 def _read_torchcodec(path: Path, times: Sequence[float]) -> Tensor:
@@ -197,7 +211,7 @@ def _read_torchcodec(path: Path, times: Sequence[float]) -> Tensor:
     expected = torch.tensor([frames[index][0] for index in indices], dtype=torch.float64)
     if not torch.allclose(batch.pts_seconds, expected, rtol=0, atol=EPSILON):
         raise VideoError(f"{path}: torchcodec takes other frames of this file; {_USE_PYAV}")
-    return batch.data.contiguous()
+    return batch.data
 
 
 DECODERS: dict[str, Callable[[Path, Sequence[float]], Tensor]] = {
@@ -250,6 +264,8 @@ def _frames_near(
     # In progressive H.264 no other picture uses one marked "non-reference": it need not be decoded to be passed.
     droppable = context.name == "h264" and context.field_order == _PROGRESSIVE
     beginning = next(container.demux(stream)).dts
+    # An index that goes by decode times lists a keyframe this much before it appears.
+    lag = 0 if beginning is None else _clock(stream)[0] - beginning
     sought = 0
     while True:
         for packet, needed in _needed(_from_keyframe(container, stream, targets[sought], beginning), targets):
@@ -259,7 +275,7 @@ def _frames_near(
                 if frame.pts is not None:
                     yield frame.pts, frame
                     following = bisect_left(targets, frame.pts)
-            if sought < following < len(targets) and _keyframe_between(stream, packet.dts, targets[following]):
+            if sought < following < len(targets) and _keyframe_between(stream, packet.dts, targets[following] - lag):
                 sought = following
                 break
         else:
@@ -338,10 +354,10 @@ def _needed(
         yield packet, packet.pts is None or on_screen(packet.pts)
 
 
-def _rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter) -> Tensor:
-    """uint8 (3, height, width), rotated for display; a frame of another size is brought to the stream's."""
+def _rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """(height, width, 3), rotated for display; a frame of another size is brought to the stream's."""
     rgb = reformatter.reformat(frame, stream.width, stream.height, "rgb24").to_ndarray()
-    return torch.rot90(torch.from_numpy(rgb).permute(2, 0, 1), _quarter_turns(frame), dims=(1, 2))
+    return np.rot90(rgb, _quarter_turns(frame))
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

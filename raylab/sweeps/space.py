@@ -212,6 +212,19 @@ class SearchSpace(Section):
         monitor = {"train.monitor": self.search.metric, "train.mode": self.search.mode}
         return self.experiment.override({**values, **monitor}, self.name)
 
+    def values(self, path: str) -> list[Any]:
+        """Every value that trials may give a setting of the experiment.
+
+        Raises:
+            RaylabError: they cannot be counted.
+        """
+        values = self.space.get(path)
+        if values is None:
+            return [self.experiment.get(path)]
+        if math.isinf(values.count):
+            raise RaylabError(f"{self.name}: space: {path} is continuous: search it by choice or randint")
+        return list(range(values.ends[0], values.ends[1] + 1)) if values.randint else values.ends
+
     @property
     def size(self) -> str:
         """The number of points of the space, as text."""

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader
 from raylab.config import Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, make_loader
+from raylab.data.dataset import Batch, ClipDataset, EvalBatches, TrainBatches, make_loader
 from raylab.errors import RaylabError, unknown_name
 from raylab.tasks import build_task
 from raylab.training.optim import build_optimizer, build_schedule
+from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
 from raylab.training.runfolder import RunFolder
 from raylab.training.state import LossMean, Progress, TrainState, seed_step, sync_flag
@@ -88,8 +89,9 @@ class Trainer:
         valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
         if experiment.monitor not in valid:
             raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
+        clips = {split: ClipDataset.of(dataset, split, data) for split in ("train", "val")}
         self.batches = TrainBatches(
-            len(dataset.splits["train"].clips), data.batch_size, worker.rank, worker.world_size, experiment.seed
+            len(clips["train"]), data.batch_size, worker.rank, worker.world_size, experiment.seed
         )
         self.steps_per_epoch = -(-len(self.batches) // accumulate)
         optimizer = build_optimizer(task.model.parameters(), experiment.optim)
@@ -116,10 +118,10 @@ class Trainer:
             task.distribute()
 
         pin = worker.device.type == "cuda"
-        clips = {split: ClipDataset(dataset.splits[split].clips, dataset.sources, data) for split in ("train", "val")}
         self.train_loader = make_loader(clips["train"], self.batches, data, pin)
         val_batches = EvalBatches(len(clips["val"]), data.batch_size, worker.rank, worker.world_size)
         self.val_loader = make_loader(clips["val"], val_batches, data, pin)
+        self.prefetch = Prefetch(worker.device)
         self.train_transform = ClipTransform.for_model(task.model, data, train=True, seed=experiment.seed)
         self.val_transform = ClipTransform.for_model(task.model, data, train=False, seed=experiment.seed)
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
@@ -139,7 +141,7 @@ class Trainer:
         state.task.train()
         self.clock = StepClock()
         self.batches.set_position(progress.epoch, progress.batch)
-        for batch in self.clock.watch(self.train_loader):
+        for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, progress.epoch):
             last = progress.batch + 1 == len(self.batches)
             steps = (progress.batch + 1) % config.accumulate == 0 or last
             self.backward(batch, sync=steps)
@@ -155,11 +157,10 @@ class Trainer:
         self.read_loss()
         self.clock.stop()
 
-    def backward(self, batch: dict[str, Any], sync: bool) -> None:
+    def backward(self, batch: Batch, sync: bool) -> None:
         """Add one batch's gradients; workers exchange them only where `sync` says so."""
         state, progress = self.state, self.state.progress
         seed_step(self.experiment.seed, progress.epoch * len(self.batches) + progress.batch, self.worker.rank)
-        batch = self.to_device(batch, self.train_transform, progress.epoch)
         with self.no_sync() if not sync else nullcontext():
             with self.autocast():
                 output = state.task(batch)
@@ -249,8 +250,7 @@ class Trainer:
         task.eval()
         metric = task.metrics().to(self.worker.device)
         loss = LossMean(self.state.loss.names).to(self.worker.device)
-        for batch in self.val_loader:
-            batch = self.to_device(batch, self.val_transform, epoch=0)
+        for batch in self.prefetch(self.val_loader, self.val_transform, epoch=0):
             with self.autocast():
                 output = task(batch)
             metric.update(output.predictions, batch["labels"])
@@ -265,13 +265,6 @@ class Trainer:
                 self.run.write_checkpoint(self.state.write, progress.epoch, progress.step, metrics)
                 self.run.prune([self.run.latest(), self.run.best(experiment.monitor, experiment.train.mode)])
         self.saved_at = time.monotonic()
-
-    def to_device(self, batch: dict[str, Any], transform: ClipTransform, epoch: int) -> dict[str, Any]:
-        """A batch from the loader, uint8, as the model takes it: on the device, augmented, normalised."""
-        device = self.worker.device
-        video: Tensor = batch["video"].to(device, non_blocking=True)
-        labels = {head: value.to(device, non_blocking=True) for head, value in batch["labels"].items()}
-        return {**batch, "video": transform(video, batch["ids"], epoch), "labels": labels}
 
     def autocast(self) -> torch.autocast:
         precision = self.experiment.train.precision
@@ -296,7 +289,7 @@ class StepClock:
         self.grad_norm: Tensor | None = None
         self.started = time.monotonic()
 
-    def watch(self, loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
+    def watch(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         batches = iter(loader)
         while True:
             asked = time.monotonic()

@@ -1,3 +1,5 @@
+import colorsys
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -6,12 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
-from raylab.data.augment import AUGMENTATIONS, IMAGENET_MEAN, IMAGENET_STD, ClipTransform
+from raylab.data.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES, ClipTransform, Recipe
 
 SIZE, SIDE, FRAMES = 28, 32, 3
-NAMES = sorted(AUGMENTATIONS)
+NAMES = sorted(RECIPES)
 RANDOM = ["aggressive", "mild"]
 
 
@@ -121,9 +124,11 @@ def test_an_error_leaves_the_global_generator_alone() -> None:
 
 def test_hflip_1_mirrors_and_0_does_not() -> None:
     video, names = noise(8), ids(8)
-    mirrored = transform(hflip=1)(video, names, epoch=0)
-    assert torch.equal(mirrored, transform(hflip=0)(video.flip(-1), names, epoch=0))
-    assert not torch.equal(mirrored, transform(hflip=0)(video, names, epoch=0))
+    mirrored, of_mirrored, straight = (
+        transform(hflip=hflip)(clips, names, epoch=0) for hflip, clips in ((1, video), (0, video.flip(-1)), (0, video))
+    )
+    torch.testing.assert_close(mirrored, of_mirrored, rtol=0, atol=1e-3)
+    assert (mirrored - straight).abs().mean() > 0.1
 
 
 def colours(out: Tensor) -> Tensor:
@@ -193,6 +198,67 @@ def test_mild_keeps_85_to_100_percent_of_the_area() -> None:
     low, high = kept.quantile(torch.tensor([0.1, 0.9]))  # leaves out erased squares
     assert 0.83 < low < 0.9
     assert 0.95 < high < 1.02
+
+
+def only(**recipe: float) -> ClipTransform:
+    """Nothing but what is named, and what always happens."""
+    one = transform(hflip=0)
+    one.recipe = Recipe(**recipe)
+    return one
+
+
+def smooth(clips: int) -> Tensor:
+    """Large blots of colour that no jitter drives to black or white; every frame has the same mean."""
+    generator = torch.Generator().manual_seed(0)
+    blots = torch.rand(clips, 3, 4, 4, generator=generator) * 80 + 60
+    frames = functional.resize(blots, [SIDE, SIDE], antialias=True).to(torch.uint8)
+    return frames[:, None].expand(-1, FRAMES, -1, -1, -1)
+
+
+def test_rotation_is_that_of_torchvision() -> None:
+    rotating, video = only(rotation=15), smooth(8)
+    mean = 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    out = pixels(rotating(video, ids(8), epoch=0))
+    for clip, rotated, id in zip(video, out, ids(8), strict=True):
+        warp = rotating.draw(rotating.recipe, id, 0, SIDE).warp
+        angle = math.degrees(math.atan2(warp[1, 0], warp[0, 0]))
+        # Around the mean, since torchvision blends the edge with a given fill twice.
+        turned = functional.rotate(clip - mean, angle, functional.InterpolationMode.BILINEAR) + mean
+        torch.testing.assert_close(rotated, functional.center_crop(turned, [SIZE, SIZE]), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("jitter", "of_torchvision", "factor"),
+    [
+        ("brightness", functional.adjust_brightness, lambda own: own[0, 0]),
+        ("contrast", functional.adjust_contrast, lambda own: own[0, 0]),
+        ("saturation", functional.adjust_saturation, lambda own: (own.trace() - 1) / 2),
+    ],
+)
+def test_jitter_is_that_of_torchvision(
+    jitter: str, of_torchvision: Callable[[Tensor, float], Tensor], factor: Callable[[np.ndarray], float]
+) -> None:
+    jittering, video = only(**{jitter: 0.4}), smooth(64)
+    crops = functional.center_crop(video, [SIZE, SIZE])
+    factors = [factor(jittering.draw(jittering.recipe, id, 0, SIDE).colour[:, :3]) for id in ids(64)]
+    assert -0.4 <= min(factors) - 1 < -0.35
+    assert 0.35 < max(factors) - 1 <= 0.4
+    out = pixels(jittering(video, ids(64), epoch=0))
+    expected = torch.stack([of_torchvision(c / 255, f) for c, f in zip(crops, factors, strict=True)])
+    torch.testing.assert_close(out, expected * 255, rtol=0, atol=0.1)
+
+
+def test_hue_turns_by_up_to_36_degrees_either_way() -> None:
+    turning, turned = only(hue=0.1), []
+    for id in ids(200):
+        own, of_mean = np.split(turning.draw(turning.recipe, id, 0, SIDE).colour, 2, axis=1)
+        before, after = np.array([0.6, 0.5, 0.4]), own @ [0.6, 0.5, 0.4]
+        assert own @ [1, 1, 1] == pytest.approx([1, 1, 1])
+        assert not of_mean.any()
+        turned.append((colorsys.rgb_to_hsv(*after)[0] - colorsys.rgb_to_hsv(*before)[0] + 0.5) % 1 - 0.5)
+    # A circle's degrees and those of the HSV hexagon differ by 1.1 at most.
+    assert -0.105 < min(turned) < -0.09
+    assert 0.09 < max(turned) < 0.105
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

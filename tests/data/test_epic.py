@@ -10,7 +10,8 @@ import pytest
 
 from raylab.config import DataConfig
 from raylab.data.clips import Annotations
-from raylab.data.epic import VideoInfo, find_sources, load, read_annotations, read_classes, read_video_info
+from raylab.data.datasets import load_dataset
+from raylab.data.epic import VideoInfo, find_sources, read_annotations, read_classes, read_video_info
 from raylab.errors import RaylabError
 
 CLASSES = {"verb": 97, "noun": 300}
@@ -250,7 +251,7 @@ def test_annotations_are_found_under_the_root(tmp_path: Path, folder: str) -> No
     for video in ("P01_01", "P02_02", "P01_03"):
         put(tmp_path / "videos" / f"{video}.MP4")
 
-    dataset = load(DataConfig(root=str(tmp_path)))
+    dataset = load_dataset(DataConfig(root=str(tmp_path)))
     assert {split: [clip.video for clip in a.clips] for split, a in dataset.splits.items()} == {
         "train": ["P01_01", "P02_02"],
         "val": ["P01_03"],
@@ -266,7 +267,7 @@ def test_annotations_elsewhere_with_video_info(tmp_path: Path) -> None:
     write_annotations(tmp_path / "root", train=["P09_09"])
     put(tmp_path / "root" / "videos" / "P01_01.MP4")
 
-    dataset = load(DataConfig(root=str(tmp_path / "root"), annotations=str(annotations)))
+    dataset = load_dataset(DataConfig(root=str(tmp_path / "root"), annotations=str(annotations)))
     assert [clip.stop for clip in dataset.splits["train"].clips] == [3.0]
     assert dataset.splits["val"].summary() == "1 clip, 1 clamped"
 
@@ -288,8 +289,8 @@ def test_annotations_elsewhere_with_video_info(tmp_path: Path) -> None:
 def test_layouts(tmp_path: Path, files: list[str], kind: str, expected: str) -> None:
     for name in files:
         put(tmp_path / name)
-    clips = read(tmp_path, ROW).clips
-    assert find_sources(tmp_path, clips, kind) == {"P01_01": tmp_path / expected}
+    config = DataConfig(root=str(tmp_path), source=kind)
+    assert find_sources(config, {"P01_01": "P01"}) == {"P01_01": tmp_path / expected}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +300,7 @@ def test_what_is_not_a_source(tmp_path: Path, files: list[str]) -> None:
     for name in files:
         put(tmp_path / name)
     with pytest.raises(RaylabError, match="1 of 1 videos are missing: P01_01"):
-        find_sources(tmp_path, read(tmp_path, ROW).clips)
+        find_sources(DataConfig(root=str(tmp_path)), {"P01_01": "P01"})
 
 
 def test_links(tmp_path: Path) -> None:
@@ -310,17 +311,17 @@ def test_links(tmp_path: Path) -> None:
     (real / "videos" / "P01_02.MP4").symlink_to(real / "shared" / "gone.MP4")
     root = tmp_path / "root"
     root.symlink_to(real)
-    one, two = read(tmp_path, *rows_of("P01_01", "P01_02"), videos=None).clips
 
-    assert find_sources(root, [one]) == {"P01_01": root / "videos" / "P01_01.MP4"}
+    config = DataConfig(root=str(root))
+    assert find_sources(config, {"P01_01": "P01"}) == {"P01_01": root / "videos" / "P01_01.MP4"}
     with pytest.raises(RaylabError, match="1 of 2 videos are missing: P01_02"):
-        find_sources(root, [one, two])
+        find_sources(config, {"P01_01": "P01", "P01_02": "P01"})
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
     (tmp_path / "videos").symlink_to(tmp_path / "videos")
     with pytest.raises(RaylabError, match=r"videos: cannot be listed \(Too many levels of symbolic links\)"):
-        find_sources(tmp_path, read(tmp_path, ROW).clips)
+        find_sources(DataConfig(root=str(tmp_path)), {"P01_01": "P01"})
 
 
 def test_an_escaping_video_never_becomes_a_source(tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_an_escaping_video_never_becomes_a_source(tmp_path: Path) -> None:
     escaping = {**ROW, "narration_id": "P01_01_1", "video_id": "../../secret"}
     write(root / "EPIC_100_train.csv", [*rows_of("P01_01"), escaping])
 
-    dataset = load(DataConfig(root=str(root)))
+    dataset = load_dataset(DataConfig(root=str(root)))
     assert list(dataset.sources) == ["P01_01"]
     assert dataset.splits["train"].summary() == "1 clip, 1 unsafely named"
 
@@ -339,7 +340,6 @@ def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     videos = [f"P{p:02}_{i:02}" for p in range(1, 4) for i in range(1, 30)]
     for video in videos:
         put(tmp_path / video[:3] / "videos" / f"{video}.MP4")
-    clips = read(tmp_path, *rows_of(*videos), videos=None).clips
     listed: Counter[str] = Counter()
     scandir = os.scandir
 
@@ -348,13 +348,13 @@ def test_each_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", counting)
-    assert len(find_sources(tmp_path, clips * 50)) == len(videos)
+    assert len(find_sources(DataConfig(root=str(tmp_path)), {video: video[:3] for video in videos})) == len(videos)
     assert listed == {str(tmp_path / place): 1 for place in ("videos", "P01/videos", "P02/videos", "P03/videos")}
 
 
 def test_no_annotations_anywhere(tmp_path: Path) -> None:
     with pytest.raises(RaylabError) as error:
-        load(DataConfig(root=str(tmp_path)))
+        load_dataset(DataConfig(root=str(tmp_path)))
     message = str(error.value)
     for folder in (tmp_path, tmp_path / "annotations", tmp_path / "epic-kitchens-100-annotations"):
         for name in ("train", "validation", "verb_classes", "noun_classes"):
@@ -368,7 +368,7 @@ def test_one_annotation_file_missing(tmp_path: Path) -> None:
     absent = tmp_path / "annotations" / "EPIC_100_noun_classes.csv"
     absent.unlink()
     with pytest.raises(RaylabError) as error:
-        load(DataConfig(root=str(tmp_path)))
+        load_dataset(DataConfig(root=str(tmp_path)))
     assert [line.strip() for line in str(error.value).splitlines()[1:-1]] == [str(absent)]
 
 
@@ -378,7 +378,7 @@ def test_missing_videos(tmp_path: Path) -> None:
     for video in [*videos[:8], "P02_01"]:
         put(tmp_path / "P01" / "videos" / f"{video}.MP4")
     with pytest.raises(RaylabError) as error:
-        load(DataConfig(root=str(tmp_path)))
+        load_dataset(DataConfig(root=str(tmp_path)))
     message = str(error.value)
     assert message.startswith("13 of 21 videos are missing: P01_09, P01_10, P01_11, P01_12, P01_13, …\n")
     assert f"  {tmp_path}/videos/<video_id>.MP4\n" in message
@@ -393,7 +393,7 @@ def test_max_clips_are_spread_over_each_split(tmp_path: Path) -> None:
     write_annotations(tmp_path, train=[f"P01_{i:02}" for i in range(10)], val=["P02_01", "P02_02"])
     for video in ("P01_00", "P01_03", "P01_06", "P02_01", "P02_02"):
         put(tmp_path / "videos" / f"{video}.MP4")
-    dataset = load(DataConfig(root=str(tmp_path), max_clips=3))
+    dataset = load_dataset(DataConfig(root=str(tmp_path), max_clips=3))
     assert [clip.video for clip in dataset.splits["train"].clips] == ["P01_00", "P01_03", "P01_06"]
     assert [clip.video for clip in dataset.splits["val"].clips] == ["P02_01", "P02_02"]
 
@@ -402,7 +402,7 @@ def test_a_split_without_clips_is_an_error(tmp_path: Path) -> None:
     write_annotations(tmp_path)
     path = write(tmp_path / "EPIC_100_validation.csv", [{**ROW, "verb_class": "97"}])
     with pytest.raises(RaylabError) as error:
-        load(DataConfig(root=str(tmp_path)))
+        load_dataset(DataConfig(root=str(tmp_path)))
     assert str(error.value).startswith(f"{path}: no clips; rows rejected: 1, the first: {path}:2: verb_class 97")
 
 

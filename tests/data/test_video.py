@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
 from raylab.data.extracted import read_extracted
-from raylab.data.video import DECODERS, EPSILON, VideoError, probe, read_frames
+from raylab.data.video import DECODERS, EPSILON, VideoError, _frames_near, _open, probe, read_frames
 from raylab.errors import RaylabError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -179,7 +179,7 @@ def test_shape_and_type(decoder: str, files: dict[str, tuple[Path, list[float]]]
     frames = read_frames(str(files["bframes.mp4"][0]), np.linspace(0, 2, 5), decoder)
     assert frames.shape == (5, 3, 3 * BLOCK, BITS * BLOCK)
     assert frames.dtype == torch.uint8
-    assert frames.is_contiguous()
+    assert frames.is_contiguous(memory_format=torch.channels_last)
     red = frames[:, :, 4 : BLOCK - 4].float().mean((0, 2, 3))
     assert torch.allclose(red, torch.tensor([220.0, 30.0, 30.0]), atol=12), "RGB, top row first"
 
@@ -196,6 +196,16 @@ def test_only_the_stretch_needed_is_decoded(tmp_path: Path) -> None:
     assert numbers(read_frames(path, [appears[n] for n in (5, 70, 130, 199)])) == [5, 70, 130, 199]
     with pytest.raises(VideoError, match=r"damaged\.mp4"):
         read_frames(path, [appears[95]])
+
+
+@pytest.mark.parametrize("name", ["short.mp4", "short.mkv"])
+def test_nothing_is_decoded_twice(name: str, tmp_path: Path) -> None:
+    encode(tmp_path / name, constant(30), gop=15, bframes=3)
+    for spacing in (4, 6, 20):
+        with _open(tmp_path / name) as (container, stream):
+            targets = [round(n / 30 / stream.time_base) for n in range(0, 120, spacing)]
+            decoded = [pts for pts, _ in _frames_near(container, stream, targets)]
+        assert decoded == sorted(set(decoded))
 
 
 @pytest.mark.parametrize("name", ["constant.mp4", "bframes.mp4", "variable.mp4", "late.mkv", "transport.ts"])

@@ -1,0 +1,54 @@
+"""Many independent pieces of work over all CPUs of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from raylab.errors import RaylabError
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+AHEAD = 2  # jobs waiting for each CPU: enough to keep it busy, and a reason for an autoscaler to add nodes
+
+
+def spread(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+    """`function` of each job, one CPU each, in the order in which they end; jobs are drawn as CPUs become free.
+
+    A job whose process or node is lost is run again, so it must come to the same when run twice.
+
+    Raises:
+        RaylabError: `function` raised it, or a job was lost several times.
+    """
+    task = ray.remote(num_cpus=1, max_retries=3)(_call)  # for which Ray sets OMP_NUM_THREADS to 1
+    running: set[ray.ObjectRef] = set()
+    waiting = iter(jobs)
+    try:
+        while True:
+            most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while len(running) < most and (job := next(waiting, None)) is not None:
+                running.add(task.remote(function, job))
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            running.difference_update(done)
+            yield from ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaylabError):
+            raise RaylabError(str(error.cause)) from None
+        raise
+    except RayError as error:
+        raise RaylabError(
+            f"a piece of work was lost again and again ({error}): see the logs of Ray's dashboard"
+        ) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _call(function: Callable[[J], R], job: J) -> R:
+    return function(job)

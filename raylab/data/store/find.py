@@ -1,0 +1,60 @@
+"""Which of the stores at hand serves an experiment. Without one that may, PyTorch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raylab.config import DataConfig
+from raylab.data.clips import ClipTable
+from raylab.data.store.manifest import MANIFEST, PREPARE, Manifest
+from raylab.errors import RaylabError
+
+if TYPE_CHECKING:
+    from raylab.data.store.reader import StoredFrames
+
+
+def find_store(config: DataConfig, folder: Path, clips: Mapping[str, ClipTable]) -> dict[str, StoredFrames]:
+    """The frames of every split, from the smallest store that holds what `config` asks for.
+
+    Args:
+        config: `store` says whether to look, and whether there must be one; `frames` and `size` what it must hold.
+        folder: of stores; or one store.
+        clips: split → its clips.
+
+    Returns:
+        Split → its frames; empty where frames are to be decoded from video.
+
+    Raises:
+        RaylabError: `config.store` names a folder, and no store in it will do; says why.
+    """
+    if config.store is False:
+        return {}
+    refusals = []
+    for place, manifest in sorted(_stores(folder), key=lambda store: _cost(store[1])):
+        refusal = manifest.settings.refusal(config)
+        if refusal is None:
+            from raylab.data.store.reader import Store, StoredFrames
+
+            store = Store(place, manifest)
+            frames = {split: StoredFrames(store, table, config) for split, table in clips.items()}
+            missing = sum(split.missing for split in frames.values())
+            if not missing:
+                return frames
+            refusal = f"lacks {missing:,} of {sum(map(len, clips.values())):,} clips"
+        refusals.append(f"{place}: {refusal}")
+    if config.store is True:
+        return {}
+    raise RaylabError("\n".join([f"data.store = {config.store}: no clip store there will do: {PREPARE}", *refusals]))
+
+
+def _stores(folder: Path) -> list[tuple[Path, Manifest]]:
+    """The complete stores in a folder; the folder itself where it is one."""
+    found = [folder / MANIFEST] if (folder / MANIFEST).exists() else sorted(folder.glob(f"*/{MANIFEST}"))
+    return [(path.parent, manifest) for path in found if (manifest := Manifest.read(path.parent))]
+
+
+def _cost(manifest: Manifest) -> tuple[bool, int, int]:
+    settings = manifest.settings
+    return settings.fps is not None, settings.short_side, len(settings.frames)

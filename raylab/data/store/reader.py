@@ -1,0 +1,113 @@
+"""Reading a store: the frames of its clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raylab.config import DataConfig
+from raylab.data.clips import Clip, ClipTable
+from raylab.data.store import index, jpeg
+from raylab.data.store.manifest import PREPARE, Manifest
+from raylab.data.store.shards import read_clip, reading, shard_path
+from raylab.data.store.sources import look, read_seen
+from raylab.data.store.stage import Stage
+from raylab.errors import RaylabError
+
+
+@dataclass(frozen=True)
+class Store:
+    """A sealed store, as its manifest said when it was opened.
+
+    Attributes:
+        folder: of the store.
+        manifest: what it holds.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """See `raylab.data.store.index`; memory-mapped."""
+        return index.read_rows(self.folder / self.manifest.index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.folder, self.manifest)
+
+    def check_sources(self) -> None:
+        """Refuse videos that have changed since they were read; those that are gone do not matter.
+
+        Raises:
+            RaylabError: names the videos.
+        """
+        seen = {video: was for video, was in read_seen(self.folder).items() if Path(was.path).exists()}
+        now = look({video: Path(was.path) for video, was in seen.items()}, seen)
+        changed = [video for video, was in seen.items() if now[video].fingerprint != was.fingerprint]
+        if changed:
+            names = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+            raise RaylabError(
+                f"{self.folder}: {len(changed)} videos have changed since it was made ({names}): {PREPARE}"
+            )
+
+
+class StoredFrames:
+    """The frames of one split's clips, from a store.
+
+    What grows with the data set is shared by a training process and its loader processes: the index is a mapped
+    file, and PyTorch sends tensors to another process through shared memory.
+
+    Args:
+        store: where they are.
+        clips: of one split.
+        config: `frames`, `size` and `stage` are used.
+
+    Attributes:
+        missing: clips that the store does not know, or knows with another segment.
+        chosen: int64, the positions in `clips` of those that can be read.
+    """
+
+    def __init__(self, store: Store, clips: ClipTable, config: DataConfig) -> None:
+        rows = index.locate(store.index, clips)
+        known = rows >= 0
+        readable = known.copy()
+        readable[known] = store.index["shard"].take(rows[known]).is_valid().to_numpy()
+        self.missing = int(len(rows) - known.sum())
+        self.chosen = torch.from_numpy(np.flatnonzero(readable))
+        self.store = store
+        self.stage = Stage.of(store.folder, config.stage)
+        self._rows = torch.from_numpy(rows[readable])
+        self._frames = config.frames
+
+    def read(self, number: int, clip: Clip, place: Tensor) -> None:
+        """Decode one of the chosen clips into `place`, uint8 (T, S, S, 3).
+
+        Raises:
+            RaylabError: its shard is gone or damaged.
+        """
+        path, row = self._place(number)
+        with reading(path):
+            jpeg.decode_squares(read_clip(path, row, self._frames).squares, place)
+
+    def images(self, number: int) -> list[Any]:
+        """JPEG images of the centre squares of T frames, as buffers.
+
+        Raises:
+            RaylabError: their shard is gone or damaged.
+        """
+        path, row = self._place(number)
+        with reading(path):
+            return read_clip(path, row, self._frames).squares
+
+    def _place(self, number: int) -> tuple[Path, int]:
+        """The shard of one of the chosen clips, and its row there."""
+        row = int(self._rows[number])
+        name = self.store.index["shard"][row].as_py()
+        return shard_path(self.stage.folder_of(name) or self.store.folder, name), self.store.index["row"][row].as_py()
