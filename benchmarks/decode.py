@@ -4,7 +4,8 @@
     python benchmarks/decode.py --kinds 256p --clips 40 --video recording.mp4
 
 Every reader brings 16 evenly spaced frames of random 3-second segments of an H.264 file to uint8 (16, 3, 256, 256), as
-training does, and opens the file for each clip: a data set's random clips lie in many files. Figures are CPU time of
+training does, and opens the file for each clip: a data set's random clips lie in many files. The clip store has been
+prepared from the same file with its default settings. Figures are CPU time of
 one process, in which each decoder has one thread; medians over repeats, where the readers take turns clip by clip. A
 ratio to a peer is to the fastest of its rows. The limit is what decoding JPEG takes (256 × 256, quality 90, 4:2:0) when
 the pictures lie in memory. The last column is the mean difference of the worst clip's pixels, in values of 0 to 255,
@@ -34,14 +35,20 @@ from rich.table import Table
 from torch import Tensor
 from videos import KINDS, Kind, default_video, encode
 
-from raylab.data.clips import Clip
-from raylab.data.dataset import fit
+from raylab.config import DataConfig
+from raylab.data.clips import Clip, ClipTable
+from raylab.data.dataset import ClipDataset, fit
 from raylab.data.sampling import frame_numbers
+from raylab.data.store.build import Building
+from raylab.data.store.find import find_store
+from raylab.data.store.manifest import StoreSettings
+from raylab.data.store.sources import look
 from raylab.data.video import DECODERS, probe, read_frames
 from raylab.errors import RaylabError
 
 FRAMES, SECONDS, SIDE = 16, 3, 256
 REFERENCE = "raylab, pyav"
+LIMIT = "limit: JPEG in memory"
 PEERS = ("decord", "torchcodec")
 CLIPS = {"256p": 8, "320p": 8, "1080p": 2}
 
@@ -98,7 +105,24 @@ def readers(path: Path, kind: Kind, clips: Sequence[Clip]) -> dict[str, Reader]:
         return fit(decode(path, _numbers(clip)), SIDE)
 
     from_video = {name: partial(read, decode) for name, decode in decoders.items()}
-    return {**from_video, "limit: JPEG in memory": jpeg_reader(clips, from_video[REFERENCE])}
+    limit = jpeg_reader(clips, from_video[REFERENCE])
+    return {"raylab, clip store": store_reader(path, clips), **from_video, LIMIT: limit}
+
+
+def store_reader(path: Path, clips: Sequence[Clip]) -> Reader:
+    """A clip store of these clips beside the file, read as a loader process reads it."""
+    folder, settings, sources = path.with_suffix(".store"), StoreSettings(frames=(FRAMES,)), {path.stem: path}
+    folder.mkdir()
+    table = ClipTable.of(clips)
+    fingerprint = look(sources, {})[path.stem].fingerprint
+    building = Building(folder, settings, "pyav")
+    for piece in building.plan(table, [settings.content_key(fingerprint, clip) for clip in table], sources):
+        building.write(piece)
+    building.seal()
+    config = DataConfig(frames=FRAMES, store=str(folder))
+    dataset = ClipDataset(table, {}, config, find_store(config, folder, {"all": table})["all"])
+    rows = {clip.id: row for row, clip in enumerate(table)}
+    return lambda clip: dataset[rows[clip.id]]["video"]
 
 
 def jpeg_reader(clips: Sequence[Clip], read: Reader) -> Reader:
@@ -159,12 +183,12 @@ def measure(path: Path, kind: Kind, clips: int, repeats: int) -> dict[str, Outco
 
 def table(outcomes: Iterable[tuple[str, Mapping[str, Outcome]]]) -> Table:
     """Milliseconds and clips per second of one core, as Markdown."""
-    ratios = [f"× {peer}" for peer in PEERS]
+    ratios = [f"× {peer}" for peer in (*PEERS, "limit")]
     shown = Table("file", "reader", "ms", "clips/s", *ratios, "pixels differ by", box=box.MARKDOWN)
     for kind, readers in outcomes:
         for number, (name, outcome) in enumerate(readers.items()):
             seconds = median(outcome.seconds)
-            times = [_ratio(readers, peer, outcome) for peer in PEERS]
+            times = [_ratio(readers, peer, outcome) for peer in (*PEERS, LIMIT)]
             figures = f"{1000 * seconds:.1f}", f"{1 / seconds:.1f}", *times, f"{max(outcome.differences):.2f}"
             shown.add_row("" if number else kind, name, *figures)
     return shown

@@ -24,7 +24,7 @@ def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
         uint8 RGB of shape (len(numbers), 3, height, width).
 
     Raises:
-        VideoError: the folder or a frame is missing, or a frame is not a JPEG image.
+        VideoError: the folder or a frame is missing, a frame is not a JPEG image, or their sizes differ.
     """
     folder = Path(folder)
     images: dict[Path, Tensor] = {}
@@ -35,6 +35,9 @@ def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
         except RuntimeError as error:
             cause = str(error).strip().splitlines()[0]
             raise VideoError(f"{path}: not a readable JPEG image ({cause}); extract it again") from error
+    sizes = {f"{image.shape[2]}×{image.shape[1]}" for image in images.values()}
+    if len(sizes) > 1:
+        raise VideoError(f"{folder}: frames of {' and '.join(sorted(sizes))} pixels in one clip; extract them again")
     return torch.stack([images[path] for path in paths])
 
 

@@ -1,0 +1,389 @@
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from scenes import COUNT, FPS, building, clip, contents, encode, extract, numbers, prepare, spread_over
+
+from raylab.data.clips import Clip
+from raylab.data.footage import positions, read_positions
+from raylab.data.store import jpeg
+from raylab.data.store.build import FRAMES_AT_ONCE, Building
+from raylab.data.store.manifest import MANIFEST, Manifest
+from raylab.data.store.shards import read_clip, shard_path
+from raylab.errors import RaylabError
+from raylab.storage import PARTIAL
+
+REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "videos"
+
+
+def held(store: Building) -> dict[str, tuple[str, int]]:
+    """Clip id → its shard and row."""
+    return {row["id"]: (row["shard"], row["row"]) for row in store.rows().to_pylist() if row["shard"]}
+
+
+def shown(store: Building, id: str, frames: int | None = None) -> list[int]:
+    """The numbers of the pictures that the store has of a clip."""
+    shard, row = held(store)[id]
+    stored = read_clip(shard_path(store.folder, shard), row, frames)
+    return numbers(jpeg.decode_whole(stored.squares, stored.sides, wide=stored.width > stored.height))
+
+
+# What is written.
+
+
+@pytest.mark.parametrize("short_side", [32, 256])
+def test_a_store_holds_the_frames_of_every_count(sources: dict[str, Path], tmp_path: Path, short_side: int) -> None:
+    store = building(tmp_path, frames=(1, 3, 8), short_side=short_side, quality=95)
+    clips = spread_over(list(sources), 12)
+    manifest = prepare(store, clips, sources)
+    assert (manifest.clips, manifest.unreadable) == (12, [])
+    for each in clips:
+        source = sources[each.video]
+        for frames in (1, 3, 8):
+            direct = numbers(read_positions(source, positions(each, source, frames), "pyav"))
+            assert shown(store, each.id, frames) == direct
+
+
+@pytest.mark.parametrize("video", ["wide", "tall", "square", "double", "odd", "frames"])
+def test_whole_frames_can_be_put_together_again(sources: dict[str, Path], tmp_path: Path, video: str) -> None:
+    store = building(tmp_path, frames=(4,), short_side=256, quality=95)
+    prepare(store, [clip("c", video, 3, 30)], sources)
+    stored = read_clip(shard_path(store.folder, held(store)["c"][0]), 0)
+    whole = jpeg.decode_whole(stored.squares, stored.sides, wide=stored.width > stored.height)
+    direct = read_positions(sources[video], stored.positions, "pyav")
+    assert whole.shape == direct.shape == (4, 3, stored.height, stored.width)
+    assert (whole.float() - direct.float()).abs().mean((1, 2, 3)).max() < 2
+
+
+def test_frames_per_second(sources: dict[str, Path], tmp_path: Path) -> None:
+    store = building(tmp_path, frames=(), fps=FPS)
+    assert COUNT > FRAMES_AT_ONCE
+    prepare(store, [clip(video, video, 0, COUNT) for video in sources], sources)
+    for video in sources:
+        assert shown(store, video) == list(range(COUNT)), "all of them, over more than one reading"
+    sparse = building(tmp_path, frames=(), fps=5)
+    prepare(sparse, [clip("c", "wide", 0, 41), clip("d", "frames", 7, 9)], sources)
+    assert shown(sparse, "c") == list(range(0, 41, 5))
+    assert shown(sparse, "d") == [7, 8]
+
+
+def test_clips_with_fewer_frames_than_asked(sources: dict[str, Path], tmp_path: Path) -> None:
+    store = building(tmp_path, frames=(16,))
+    tiny = [clip(f"{video}_{length}", video, 20, 20 + length) for video in ("wide", "frames") for length in (1, 2, 5)]
+    prepare(store, tiny, sources)
+    for each in tiny:
+        found = shown(store, each.id, 16)
+        assert len(found) == 16
+        assert found == sorted(found)
+        assert set(found) == set(range(20, each.stop_frame - 1))
+
+
+@pytest.mark.parametrize("id", ["../../up", "/tmp/raylab_was_here", "a/b", "'; rm -rf \"", "ü😀\n", ".", "", "a" * 300])
+def test_ids_never_become_paths(sources: dict[str, Path], tmp_path: Path, id: str) -> None:
+    store = building(tmp_path / "deep" / "down")
+    video = {id: sources["wide"]}
+    prepare(store, [replace(clip("c", "wide", 3, 9), id=id, video=id)], video)
+    assert held(store).keys() == {id}
+    (shard,) = Manifest.read(store.folder).shards
+    index = Manifest.read(store.folder).index
+    assert contents(tmp_path / "deep").keys() == {
+        f"down/{store.settings.name}/{name}" for name in (index, MANIFEST, "sources.arrow", f"shards/{shard}.arrow")
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+# Going on.
+
+
+@pytest.fixture
+def undisturbed(sources: dict[str, Path], tmp_path: Path) -> dict[str, bytes]:
+    store = building(tmp_path / "undisturbed")
+    prepare(store, spread_over(list(sources), 60), sources)
+    return contents(store.folder)
+
+
+@pytest.mark.parametrize("pieces", [[0], [1], [3], [4], [1, 1, 1, 1], [2, 0, 1]])
+def test_one_that_goes_on_ends_with_the_very_files(
+    sources: dict[str, Path], tmp_path: Path, undisturbed: dict[str, bytes], pieces: list[int]
+) -> None:
+    store, clips = building(tmp_path / "again"), spread_over(list(sources), 60)
+    for some in pieces:
+        prepare(store, clips, sources, some)
+        assert Manifest.read(store.folder) is None
+    prepare(store, clips, sources)
+    assert contents(store.folder) == undisturbed
+
+
+def test_shards_that_are_done_are_not_written_again(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 60)
+    prepare(store, clips, sources, 2)
+    before = {path: path.stat().st_ino for path in store.folder.glob("shards/*")}
+    prepare(store, clips, sources)
+    assert len(before) == 2
+    assert all(path.stat().st_ino == inode for path, inode in before.items())
+
+
+def test_killed_anywhere_and_continued(sources: dict[str, Path], tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    store, clips = building(tmp_path / "killed"), spread_over(list(sources), 60)
+    rng, killed = random.Random(0), 0
+    for turn in range(12):
+        process = get_context("fork").Process(target=prepare, args=(store, clips, sources))
+        process.start()
+        written = len(contents(store.folder)) if store.folder.exists() else 0
+        while process.is_alive() and (
+            not store.folder.exists() or len(list(store.folder.rglob("*"))) < written + turn % 3
+        ):
+            time.sleep(0.001)
+        process.join(rng.uniform(0, 0.1))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed > 2
+    prepare(store, clips, sources)
+    assert contents(store.folder) == undisturbed
+
+
+def test_leavings_of_every_step_are_swept_up(
+    sources: dict[str, Path], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store, clips = building(tmp_path / "left"), spread_over(list(sources), 60)
+    prepare(store, clips, sources, 2)
+    parts = contents(store.folder / "parts")
+    for part in list(store.folder.glob("parts/*"))[:1]:
+        part.unlink()  # killed between a shard and its part
+    for place in ("", "shards", "parts"):
+        (store.folder / place / f"x.arrow{PARTIAL}0").write_bytes(b"half")  # killed while writing
+    (store.folder / "index-0000000000000000.arrow").write_bytes(b"no manifest yet")
+    prepare(store, clips, sources)
+    assert contents(store.folder) == undisturbed
+    for name, part in parts.items():  # killed between the manifest and the removal of the parts
+        (store.folder / "parts" / name).write_bytes(part)
+    prepare(store, clips, sources)
+    assert contents(store.folder) == undisturbed
+
+
+def test_nothing_to_do_changes_nothing(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 20)
+    prepare(store, clips, sources)
+    before = contents(store.folder)
+    assert prepare(store, clips, sources) == Manifest.read(store.folder)
+    assert contents(store.folder) == before
+
+
+# What changes.
+
+
+def test_growth_reads_what_is_new_alone(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 40)
+    first = prepare(store, clips[:25], sources)
+    before = contents(store.folder / "shards")
+    grown = prepare(store, clips, sources)
+    assert (first.clips, grown.clips) == (25, 40)
+    after = contents(store.folder / "shards")
+    assert before.items() < after.items()
+    assert sum(shard.clips for name, shard in grown.shards.items() if name not in first.shards) == 15
+    assert all(numbers for each in clips if (numbers := shown(store, each.id)))
+
+
+def test_fewer_clips_take_nothing_away(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 20)
+    prepare(store, clips, sources)
+    assert prepare(store, clips[:5], sources).clips == 20
+
+
+def test_a_changed_segment_is_read_again(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 20)
+    prepare(store, clips, sources)
+    before = held(store)
+    changed = [replace(clip(clips[0].id, clips[0].video, 10, 40)), *clips[1:]]
+    assert prepare(store, changed, sources).clips == 20
+    after = held(store)
+    assert [id for id in before if before[id] != after[id]] == [clips[0].id]
+    assert shown(store, clips[0].id) == [10, 20, 29, 39]
+
+
+def test_a_changed_video_is_read_again(tmp_path: Path) -> None:
+    videos = {name: encode(tmp_path / f"{name}.mp4") for name in ("one", "two")}
+    store, clips = building(tmp_path), [clip(f"{v}_{i}", v, i, i + 9) for v in videos for i in range(10)]
+    prepare(store, clips, videos)
+    before = held(store)
+    other = encode(tmp_path / "other.mp4", count=40, first=5).read_bytes()
+    size = videos["one"].stat().st_size
+    assert len(other) < size
+    videos["one"].write_bytes(other.ljust(size, b"\0"))  # of the same size
+    os.utime(videos["one"], (1, 1))
+    prepare(store, clips, videos)
+    after = held(store)
+    assert {id for id in before if before[id] != after[id]} == {f"one_{i}" for i in range(10)}
+    assert (shown(store, "one_3")[0], shown(store, "two_3")[0]) == (8, 3)
+
+
+def test_what_was_replaced_is_kept_until_the_next_preparation(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), [clip("c", "wide", 3, 9)]
+    old = prepare(store, clips, sources)
+    new = prepare(store, [clip("c", "wide", 3, 10)], sources)
+    assert new.shards.keys().isdisjoint(old.shards)
+    for name, exists in ((old, True), (new, True)):
+        assert (store.folder / name.index).exists() == exists
+        assert all(shard_path(store.folder, shard).exists() == exists for shard in name.shards)
+    prepare(store, [clip("c", "wide", 3, 10)], sources)
+    assert not (store.folder / old.index).exists()
+    assert {path.stem for path in store.folder.glob("shards/*")} == new.shards.keys()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 4])
+def test_shards_deleted_by_hand_are_written_again(
+    sources: dict[str, Path], tmp_path: Path, undisturbed: dict[str, bytes], lost: int
+) -> None:
+    store, clips = building(tmp_path / "again"), spread_over(list(sources), 60)
+    prepare(store, clips, sources)
+    for path in sorted(store.folder.glob("shards/*"))[:lost]:
+        path.unlink()
+    assert len(store.rows()) < 60
+    assert prepare(store, clips, sources).clips == 60
+    assert {id: shown(store, id) for id in held(store)} == {
+        id: shown(Building(tmp_path / "undisturbed" / store.settings.name, store.settings, "pyav"), id)
+        for id in held(store)
+    }
+
+
+def test_an_index_deleted_by_hand_is_made_again(
+    sources: dict[str, Path], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store, clips = building(tmp_path / "again"), spread_over(list(sources), 60)
+    (store.folder / prepare(store, clips, sources).index).unlink()
+    prepare(store, clips, sources)
+    assert contents(store.folder) == undisturbed
+
+
+def test_an_interrupted_plan_for_other_clips_is_not_lost(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), spread_over(list(sources), 60)
+    prepare(store, clips[:40], sources, 2)
+    before = contents(store.folder / "shards")
+    manifest = prepare(store, clips[5:], sources)
+    assert before.items() < contents(store.folder / "shards").items()
+    assert sum(shard.clips for shard in manifest.shards.values()) == manifest.clips >= 55
+    assert {each.id for each in clips[5:]} <= held(store).keys()
+    assert not list(store.folder.glob("parts/*"))
+
+
+def test_stores_of_other_settings_lie_side_by_side(sources: dict[str, Path], tmp_path: Path) -> None:
+    clips = spread_over(list(sources), 5)
+    one, other = building(tmp_path), building(tmp_path, quality=50)
+    prepare(one, clips, sources)
+    before = contents(one.folder)
+    prepare(other, clips, sources)
+    assert contents(one.folder) == before
+    sizes = [sum(shard.bytes for shard in Manifest.read(store.folder).shards.values()) for store in (one, other)]
+    assert sizes[0] > sizes[1]
+
+
+# What cannot be read or written.
+
+
+def test_unreadable_clips_are_named_and_tried_again(sources: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = {**sources, "text": tmp_path / "text.mp4"}
+    clips = [*spread_over(list(broken), 21), Clip("late", "wide", 9.0, 10.0, 1, 20, {"verb": 1, "noun": 1})]
+    store = building(tmp_path)
+    manifest = prepare(store, clips, broken)
+    assert (manifest.clips, len(manifest.unreadable)) == (18, 4)
+    reasons = {clip.id: clip.reason for clip in manifest.unreadable}
+    assert reasons.keys() == {"text_6", "text_13", "text_20", "late"}
+    assert "text.mp4" in reasons["text_6"]
+    assert "starts at 9.00 s, but" in reasons["late"]
+    assert held(store).keys() == {each.id for each in clips} - reasons.keys()
+    shutil.copy(sources["tall"], tmp_path / "text.mp4")
+    before = contents(store.folder / "shards")
+    mended = prepare(store, clips, broken)
+    assert [clip.id for clip in mended.unreadable] == ["late"]
+    assert before.items() < contents(store.folder / "shards").items()
+    assert shown(store, "text_6") == shown(store, "tall_1") or held(store)["text_6"]
+
+
+def test_a_video_of_which_nothing_can_be_read_leaves_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    store = building(tmp_path)
+    for _ in range(2):
+        manifest = prepare(store, [clip("c", "v", 1, 5), clip("d", "v", 2, 5)], {"v": tmp_path / "text.mp4"})
+        assert (manifest.clips, manifest.shards, [c.id for c in manifest.unreadable]) == (0, {}, ["c", "d"])
+    assert not list(store.folder.glob("shards/*"))
+
+
+def test_an_interrupted_preparation_with_unreadable_clips(sources: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    broken = {**sources, "text": tmp_path / "text.mp4"}
+    clips = spread_over(list(broken), 60)
+    whole, again = building(tmp_path / "whole"), building(tmp_path / "again")
+    for pieces in (1, 0, 2):
+        prepare(again, clips, broken, pieces)
+    assert prepare(whole, clips, broken) == prepare(again, clips, broken)
+    assert contents(whole.folder) == contents(again.folder)
+
+
+def test_extracted_frames_of_two_sizes_are_one_unreadable_clip(tmp_path: Path) -> None:
+    folder = extract(tmp_path / "frames", count=20)
+    other = extract(tmp_path / "other", 64, 64, count=20)
+    shutil.copy(other / "frame_0000000009.jpg", folder)
+    (folder / "frame_0000000015.jpg").write_bytes(b"not a picture")
+    clips = [clip("whole", "v", 0, 6), clip("mixed", "v", 7, 11), clip("spoilt", "v", 12, 16)]
+    manifest = prepare(building(tmp_path), clips, {"v": folder})
+    assert [each.id for each in manifest.unreadable] == ["mixed", "spoilt"]
+    assert "frame_0000000015.jpg" in manifest.unreadable[1].reason
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"no test videos in {REAL}")
+def test_real_files_good_and_bad(tmp_path: Path) -> None:
+    names = ["arm_wrestling.mp4", "video_90.mov", "test.avi", "unordered.mov", "corrupted.mp4", "h265_video.mp4"]
+    sources = {name: REAL / name for name in names}
+    clips = [Clip(name, name, 0.0, 4.9, 1, 120, {"verb": 1}) for name in names]
+    manifest = prepare(building(tmp_path, frames=(4, 16)), clips, sources)
+    assert [each.id for each in manifest.unreadable] == ["corrupted.mp4"]
+    assert "corrupted.mp4" in manifest.unreadable[0].reason
+    assert manifest.clips == len(names) - 1
+
+
+def test_a_store_that_cannot_be_written_says_what_to_do(sources: dict[str, Path], tmp_path: Path) -> None:
+    store, clips = building(tmp_path), [clip("c", "wide", 1, 5)]
+    store.folder.mkdir()
+    (store.folder / "shards").write_text("a file where a folder should be")
+    with pytest.raises(
+        RaylabError, match=r"4f-32px-q90: cannot be written .*: free some space there, or set data\.store"
+    ):
+        prepare(store, clips, sources)
+
+
+def test_a_writer_that_does_not_see_the_folder_says_so(sources: dict[str, Path], tmp_path: Path) -> None:
+    store = building(tmp_path)
+    (piece,) = store.plan(*planned(store, [clip("c", "wide", 1, 5)], sources))
+    with pytest.raises(
+        RaylabError, match=r"4f-32px-q90: not seen on .*: set data\.store=FOLDER to one on shared storage"
+    ):
+        store.write(piece)
+
+
+def planned(store: Building, clips: list[Clip], sources: dict[str, Path]) -> tuple[object, ...]:
+    from raylab.data.clips import ClipTable
+
+    return ClipTable.of(clips), [store.settings.content_key("ab", each) for each in clips], sources
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100, 1024, 1025, 20_000])
+def test_a_plan_shares_clips_out(sources: dict[str, Path], tmp_path: Path, count: int) -> None:
+    store = building(tmp_path)
+    plan = store.plan(*planned(store, spread_over(["wide"], count), sources))
+    assert len(plan) == count
+    sizes = [len(rows) for rows in plan.pieces.values()]
+    assert sum(sizes) == count
+    assert all(16 <= size <= 256 for size in sizes[:-1])
+    assert len(sizes) <= max(64, -(-count // 256))
+    first = next(iter(plan))
+    assert [each.id for each, _, _ in first.clips] == [f"wide_{i}" for i in range(sizes[0])]
+    assert {source for _, _, source in first.clips} == {sources["wide"]}
