@@ -41,6 +41,7 @@ from raylab.config import DataConfig
 from raylab.data.clips import Clip, ClipTable
 from raylab.data.datasets import load_dataset
 from raylab.data.epic import CLASSES, SPLITS, VIDEO_INFO
+from raylab.data.store.manifest import Manifest, Shard, StoreSettings
 
 SPAWN = multiprocessing.get_context("spawn")
 MIB = 2**20
@@ -107,6 +108,31 @@ def open_table(config: DataConfig) -> ClipTable:
     return load_dataset(config).splits["train"].clips
 
 
+def open_stored(config: DataConfig) -> Any:
+    """As a training process opens clips whose frames lie in a clip store."""
+    dataset = load_dataset(config)
+    return dataset.splits["train"].clips, dataset.stored
+
+
+def write_index(config: DataConfig, folder: Path) -> None:
+    """A clip store without its shards: what is opened before the first frame is read."""
+    from raylab.data.store import index
+
+    dataset = load_dataset(config)
+    shards = {}
+    tables = []
+    for clips in (split.clips for split in dataset.splits.values()):
+        for first in range(0, len(clips), 256):
+            name = f"{len(shards):024x}"
+            held = list(clips.take(range(first, min(first + 256, len(clips)))))
+            tables.append(index.rows_of(name, [(clip, bytes(16)) for clip in held], {}))
+            shards[name] = Shard(clips=len(held), bytes=0, digest="")
+    rows, name = index.merge(tables), f"index-{0:016x}.arrow"
+    index.write_rows(folder / name, rows)
+    manifest = Manifest(settings=StoreSettings(frames=(16,)), index=name, clips=rows.num_rows, shards=shards)
+    manifest.write(folder)
+
+
 def unpickle(path: Path) -> Sequence[Clip]:
     clips: Sequence[Clip] = pickle.loads(path.read_bytes())  # noqa: S301 - written below
     return clips
@@ -124,6 +150,14 @@ def cost(opener: Opener) -> Cost:
     opened = time.process_time()
     read_some(clips)
     return Cost(opened - started, (time.process_time() - opened) / READS)
+
+
+def cost_of_opening(opener: Callable[[], Any]) -> float:
+    import raylab.data.dataset  # noqa: F401 - what it needs, PyTorch too
+
+    started = time.process_time()
+    opener()
+    return time.process_time() - started
 
 
 def read_some(clips: Sequence[Clip]) -> None:
@@ -154,11 +188,14 @@ def drawing(clips: int) -> tuple[float, float]:
 
 def hold(opener: Opener, parent: Connection) -> None:
     """Open the clips when told to, and hold them until told to end."""
-    read_some([Clip("", "", 0, 0, 0, 0, {})])  # generator and allocator are set up before the first measurement
+    import raylab.data.dataset  # noqa: F401 - PyTorch too, before the first measurement
+
+    read_some([Clip("", "", 0, 0, 0, 0, {})])  # and generator and allocator are set up
     parent.send("ready")
     parent.recv()
-    clips = opener()
-    read_some(clips)
+    held = opener()
+    if not isinstance(held, tuple):
+        read_some(held)
     parent.send("open")
     parent.recv()
 
@@ -232,9 +269,16 @@ def times(clips: int, config: DataConfig, table: Path, peer: Path, repeats: int)
         ours.append(in_fresh_process(cost, partial(open_table, config)))
         theirs.append(in_fresh_process(cost, partial(unpickle, peer)))
         orders.append(in_fresh_process(drawing, clips))
+    store = Path(config.root) / "store"
+    in_fresh_process(write_index, config, store)
+    stored = [
+        in_fresh_process(cost_of_opening, partial(open_stored, config.model_copy(update={"store": str(store)})))
+        for _ in range(repeats)
+    ]
     shown = Table(f"{clips:,} clips", "raylab", "peer", "ratio", box=box.MARKDOWN)
     shown.add_row("first parse of the CSV files, s", f"{parsing:.2f}", "", "")
     for what, pairs in {
+        "opening, with a clip store, ms": [(1e3 * a, 1e3 * b.opening) for a, b in zip(stored, theirs, strict=True)],
         "opening, ms": [(1e3 * a.opening, 1e3 * b.opening) for a, b in zip(ours, theirs, strict=True)],
         "reading a random clip, µs": [(1e6 * a.reading, 1e6 * b.reading) for a, b in zip(ours, theirs, strict=True)],
         "drawing an epoch's batches, ms (peer: PyTorch's samplers)": [(1e3 * a, 1e3 * b) for a, b in orders],
@@ -244,11 +288,15 @@ def times(clips: int, config: DataConfig, table: Path, peer: Path, repeats: int)
     return shown
 
 
-def memory(clips: int, table: Path, peer: Path, processes: Sequence[int]) -> Table:
+def memory(clips: int, stored: DataConfig, table: Path, peer: Path, processes: Sequence[int]) -> Table:
     shown = Table(f"{clips:,} clips: MiB in all", "raylab", "peer", "ratio", box=box.MARKDOWN)
     for count in processes:
         ours, theirs = (memory_of_holders(partial(unpickle, path), count) for path in (table, peer))
-        shown.add_row(f"{count} process{'es' * (count > 1)}", f"{ours:.0f}", f"{theirs:.0f}", f"{theirs / ours:.1f}")
+        what = f"{count} loader process{'es' * (count > 1)}"
+        shown.add_row(what, f"{ours:.0f}", f"{theirs:.0f}", f"{theirs / ours:.1f}")
+    for count in processes:
+        ours = memory_of_holders(partial(open_stored, stored), count)
+        shown.add_row(f"{count} training process{'es' * (count > 1)}, with a clip store", f"{ours:.0f}", "", "")
     return shown
 
 
@@ -276,7 +324,8 @@ def main() -> None:
             write_annotations(root, clips)
             table, peer = root / "table.pickle", root / "list.pickle"
             console.print(times(clips, DataConfig(root=str(root)), table, peer, options.repeats))
-            console.print(memory(clips, table, peer, options.processes))
+            stored = DataConfig(root=str(root), store=str(root / "store"))
+            console.print(memory(clips, stored, table, peer, options.processes))
             console.print(loaders(clips, folder, options.processes))
 
 

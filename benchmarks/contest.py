@@ -78,7 +78,7 @@ class Time(NamedTuple):
 
     @classmethod
     def now(cls) -> Time:
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return cls(time.perf_counter(), time.process_time())
 

@@ -11,8 +11,9 @@
   allow.
 - *gpu*: precision, memory format and compilation, and whether the input keeps up.
 
-All loops start from the same weights and take the same batches from memory in the same order: on one worker they must
-arrive at the same bits. They take turns within one run; figures are medians over the turns.
+All loops start from the same weights and take the same batches from memory in the same order; one worker on a CPU must
+arrive at the same bits with each. They take turns within one run; figures are medians over the turns. The table
+*hugging-face* needs `accelerate`.
 """
 
 from __future__ import annotations

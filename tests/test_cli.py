@@ -160,7 +160,11 @@ def test_a_dry_run_says_what_it_found_and_leaves_no_run(verb, tmp_path):
     done = verb("tune", "epic_phase2", "data.kitchen=tiny", "--demo", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        *("train: 48 clips", "val: 24 clips", "8 verb classes, 10 noun classes; 12 videos", "weights: random")
+        "train: 48 clips",
+        "val: 24 clips",
+        "8 verb classes, 10 noun classes",
+        "frames: 12 videos, by pyav; `raylab prepare` makes training faster",
+        "weights: random",
     ]
     assert "ray" not in done.stderr.split()
     assert not any((tmp_path / "results").iterdir())

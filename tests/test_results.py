@@ -15,7 +15,7 @@ import torch
 
 import raylab
 from raylab.config import Experiment
-from raylab.data.dataset import ClipDataset, collate
+from raylab.data.dataset import ClipDataset
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.results import Checkpoint, locate
@@ -166,7 +166,7 @@ def test_a_checkpoint_alone_gives_the_accuracy_it_was_saved_with(lab):
     assert best.heads == dataset.heads
 
     clips = ClipDataset(dataset.splits["val"].clips, dataset.sources, best.experiment.data)
-    batch = collate([clips[index] for index in range(len(clips))])
+    batch = clips.__getitems__(range(len(clips)))
     model = best.load_model()
     with torch.no_grad():
         logits = model(best.transform(model)(batch["video"], batch["ids"], 0))

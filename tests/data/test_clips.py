@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylab.data.clips import Annotations, Clip, ClipTable, Issue, IssueTable
@@ -40,6 +40,7 @@ def mapped(tmp_path: Path) -> ClipTable:
 # A sequence like any other.
 
 
+@settings(deadline=None)
 @given(LISTS)
 def test_a_table_holds_the_clips_it_is_made_of(clips: list[Clip]) -> None:
     table = ClipTable.of(clips)
@@ -51,11 +52,13 @@ def test_a_table_holds_the_clips_it_is_made_of(clips: list[Clip]) -> None:
     assert ClipTable.of(table) is table
 
 
+@settings(deadline=None)
 @given(LISTS, st.slices(12))
 def test_slices_are_those_of_a_list(clips: list[Clip], part: slice) -> None:
     assert list(ClipTable.of(clips)[part]) == clips[part]
 
 
+@settings(deadline=None)
 @given(clips_of("verb"), st.data())
 def test_take(clips: list[Clip], data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(0, len(clips) - 1), max_size=20) if clips else st.just([]))
@@ -106,6 +109,7 @@ def test_values_that_are_missing_are_refused() -> None:
         ClipTable.of([Clip("a", "v", 0.0, 1.0, 1, 2, {"verb": None})])  # type: ignore[dict-item]
 
 
+@settings(deadline=None)
 @given(clips_of())
 def test_videos_with_the_group_of_their_first_clip(clips: list[Clip]) -> None:
     expected = {clip.video: clip.group for clip in reversed(clips)}
@@ -124,6 +128,7 @@ def test_the_summary_counts_issues_of_both_kinds() -> None:
 # On disk.
 
 
+@settings(deadline=None)
 @given(clips=LISTS)
 def test_written_and_mapped(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("table") / "clips.arrow"

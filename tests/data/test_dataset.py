@@ -17,7 +17,7 @@ from torchvision.io import write_jpeg
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip
-from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, collate, fit, make_loader
+from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, fit, make_loader
 from raylab.data.sampling import frame_numbers
 from raylab.errors import RaylabError
 
@@ -123,7 +123,7 @@ def test_an_unreadable_file_is_named_with_its_clip(tmp_path: Path) -> None:
 
 
 def test_a_clip_without_a_source_is_refused_at_once(sources: dict[str, Path]) -> None:
-    with pytest.raises(RaylabError, match="clip lost: video 'P99_01'"):
+    with pytest.raises(RaylabError, match="video 'P99_01' has neither a file nor a folder of frames"):
         ClipDataset([make_clip("found", "wide", 0, 5), make_clip("lost", "P99_01", 0, 5)], sources, CONFIG)
 
 
@@ -133,7 +133,7 @@ def test_fit_takes_the_centre_square(height: int, width: int) -> None:
     frames = torch.zeros(2, 3, height, width)
     frames[:, 0] = 128 + (torch.arange(width) - (width - 1) / 2) * 120 / min(height, width)
     frames[:, 1] = 128 + ((torch.arange(height) - (height - 1) / 2) * 120 / min(height, width))[:, None]
-    square = fit(frames.clamp(0, 255).round().to(torch.uint8), 28)
+    square = fit(frames.clamp(0, 255).round().to(torch.uint8), SIDE)
     assert square.shape == (2, 3, SIDE, SIDE)
     assert square.dtype == torch.uint8
     edges = square.float()[:, :2].mean(0)
@@ -143,15 +143,19 @@ def test_fit_takes_the_centre_square(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "side"), [(224, 256), (112, 128), (16, 18), (300, 343)])
-def test_fit_leaves_the_imagenet_margin(size: int, side: int) -> None:
-    assert fit(torch.zeros(1, 3, 40, 60, dtype=torch.uint8), size).shape == (1, 3, side, side)
+def test_squares_leave_the_imagenet_margin(sources: dict[str, Path], size: int, side: int) -> None:
+    dataset = ClipDataset([make_clip("c", "wide", 0, 9)], sources, CONFIG.model_copy(update={"size": size}))
+    assert dataset[0]["video"].shape == (4, 3, side, side)
+    assert dataset.shape == (4, side, side, 3)
 
 
-def test_collate_batches_different_shapes_of_video(dataset: ClipDataset) -> None:
-    batch = collate([dataset[i] for i in (5, 0, 2)])
+def test_a_batch_holds_different_shapes_of_video(dataset: ClipDataset) -> None:
+    batch = dataset.__getitems__([5, 0, 2])
     assert batch["video"].shape == (3, 4, 3, SIDE, SIDE)
     assert batch["video"].dtype == torch.uint8
-    assert torch.equal(batch["video"][1], dataset[0]["video"])
+    for place, index in enumerate((5, 0, 2)):
+        assert torch.equal(batch["video"][place], dataset[index]["video"])
+    assert not batch["video"].is_shared()
     assert batch["ids"] == ["c5", "c0", "c2"]
     assert {head: labels.tolist() for head, labels in batch["labels"].items()} == {
         "verb": [5, 0, 2],
@@ -307,6 +311,6 @@ def test_a_rank_without_clips_has_an_empty_loader(dataset: ClipDataset) -> None:
 def test_real_videos_batch_together() -> None:
     sources = {path.stem: path for path in sorted(VIDEOS.glob("*_*.mp4")) if path.stem != "corrupted"}
     clips = [Clip(name, name, 0.2, 1.5, 6, 46, {"verb": 1}) for name in sources]
-    batch = collate([*ClipDataset(clips, sources, CONFIG.model_copy(update={"size": 112}))])
+    batch = ClipDataset(clips, sources, CONFIG.model_copy(update={"size": 112})).__getitems__(range(len(clips)))
     assert batch["video"].shape == (len(sources), 4, 3, 128, 128)
     assert all(clip.float().std() > 10 for clip in batch["video"])

@@ -84,14 +84,14 @@ def merge(tables: Sequence[pa.Table]) -> pa.Table:
 
 def locate(index: pa.Table, clips: ClipTable) -> NDArray[np.int64]:
     """The row of the index for each clip; -1 where there is none, or one of another segment."""
-    found = pc.index_in(clips.table["id"], value_set=index["id"])
+    found = pc.index_in(clips.column("id"), value_set=index["id"])
     rows: NDArray[np.int64] = pc.fill_null(found, -1).to_numpy().astype(np.int64)
     known = np.flatnonzero(rows >= 0)
-    same = np.ones(len(known), bool)
-    for name in SEGMENT:
-        ours = clips.table[name].take(known).cast(SCHEMA.field(name).type)
-        same &= pc.equal(ours, index[name].take(rows[known])).to_numpy()
+    same = pc.equal(clips.column("video").take(known), index["video"].take(rows[known])).to_numpy()
+    for name in ("start", "stop", "start_frame", "stop_frame"):
+        same &= clips.column(name).to_numpy()[known] == index[name].to_numpy()[rows[known]]
     rows[known[~same]] = -1
+    pa.default_memory_pool().release_unused()  # the hash table of all ids
     return rows
 
 

@@ -77,8 +77,7 @@ class StoredFrames:
     def __init__(self, store: Store, clips: ClipTable, config: DataConfig) -> None:
         rows = index.locate(store.index, clips)
         known = rows >= 0
-        readable = known.copy()
-        readable[known] = store.index["shard"].take(rows[known]).is_valid().to_numpy()
+        readable = known & store.index["shard"].is_valid().to_numpy()[rows]
         self.missing = int(len(rows) - known.sum())
         self.chosen = torch.from_numpy(np.flatnonzero(readable))
         self.store = store
