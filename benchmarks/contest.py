@@ -142,7 +142,7 @@ class Contest:
         mean, std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (model.mean, model.std))
         scale, size = 1 / std, [experiment.data.size] * 2
         network = DistributedDataParallel(model) if dist.is_initialized() else model
-        optimizer = torch.optim.AdamW(model.parameters(), lr=experiment.optim.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=experiment.optim.lr, weight_decay=0.0, fused=True)
         precision = loop.DTYPES[experiment.train.precision]
         model.train()
 
@@ -185,7 +185,7 @@ class Contest:
                 train_sampling_strategy="sequential",
                 learning_rate=experiment.optim.lr,
                 lr_scheduler_type="constant",
-                optim="adamw_torch",
+                optim="adamw_torch_fused",
                 max_grad_norm=experiment.train.clip_norm,
                 bf16=experiment.train.precision == "bf16",
                 logging_steps=experiment.train.log_steps,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from math import ceil, prod
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import functional
 from raylab.config import DataConfig
 from raylab.data.clips import Clip, ClipTable, Dataset
 from raylab.data.footage import positions, read_positions
+from raylab.data.store.manifest import PREPARE
 from raylab.data.store.reader import StoredFrames
 from raylab.errors import RaylabError
 
@@ -32,10 +34,22 @@ class Sample(TypedDict):
     labels: dict[str, int]
 
 
+@final
 class Batch(TypedDict):
     """B clips: `video` uint8 (B, T, 3, S, S), head → int64 (B,), and the ids in the same order."""
 
     video: Tensor
+    labels: dict[str, Tensor]
+    ids: list[str]
+
+
+@final
+class EncodedBatch(TypedDict):
+    """B clips still to be decoded: all their JPEG images, uint8 (bytes,), and the length of each, int64 (B, T)."""
+
+    images: Tensor
+    lengths: Tensor
+    side: int
     labels: dict[str, Tensor]
     ids: list[str]
 
@@ -61,12 +75,12 @@ class ClipDataset(TorchDataset[Sample]):
     Args:
         clips: all with the same heads.
         sources: video id → video file, or folder of extracted frames (EPIC's `frame_0000000001.jpg`).
-        config: `frames`, `size` and `decoder` are used.
+        config: `frames`, `size`, `decoder` and `jpeg` are used.
         stored: their frames in a clip store, used in place of the sources. Clips that could not be read when the store
             was made are left out.
 
     Raises:
-        RaylabError: a clip's video has no source.
+        RaylabError: a clip's video has no source, or its frames are to be decoded on the GPU but are in no store.
     """
 
     def __init__(
@@ -78,7 +92,12 @@ class ClipDataset(TorchDataset[Sample]):
     ) -> None:
         self._clips = ClipTable.of(clips)
         self._config = config
+        self._stored = stored
         self._frames = stored or RecordedFrames(self._clips, sources, config)
+        if config.jpeg == "gpu" and stored is None:
+            raise RaylabError(
+                f"data.jpeg = gpu: there is no clip store to read JPEG from: {PREPARE}, or set data.jpeg=cpu"
+            )
 
     @classmethod
     def of(cls, dataset: Dataset, split: str, config: DataConfig) -> ClipDataset:
@@ -102,21 +121,28 @@ class ClipDataset(TorchDataset[Sample]):
         clip = self._decode(index, video)
         return {"video": video.permute(0, 3, 1, 2), "id": clip.id, "labels": clip.labels}
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Decode the clips of one batch, each into its place; in a loader process that is in shared memory.
+    def __getitems__(self, indices: Sequence[int]) -> Batch | EncodedBatch:
+        """The clips of one batch, each decoded into its place, or all as JPEG where `config.jpeg` says so.
 
-        Frames stay as decoders deliver them, channels last in memory: bringing them in another order is slow.
+        In a loader process that place is in shared memory. Frames stay as decoders deliver them, channels last in
+        memory: bringing them in another order is slow.
 
         Raises:
             RaylabError: as for one clip.
         """
+        if self._stored and self._config.jpeg == "gpu":
+            return self._encoded(self._stored, indices)
         video = _empty((len(indices), *self.shape))
         clips = [self._decode(index, place) for index, place in zip(indices, video, strict=True)]
-        return {
-            "video": video.permute(0, 1, 4, 2, 3),
-            "labels": {head: torch.tensor([clip.labels[head] for clip in clips]) for head in clips[0].labels},
-            "ids": [clip.id for clip in clips],
-        }
+        return {"video": video.permute(0, 1, 4, 2, 3), **_described(clips)}
+
+    def _encoded(self, stored: StoredFrames, indices: Sequence[int]) -> EncodedBatch:
+        images = [stored.images(index) for index in indices]
+        lengths = torch.tensor([[len(image) for image in clip] for clip in images])
+        content = _empty((int(lengths.sum()),))
+        content.numpy()[:] = np.frombuffer(b"".join(chain.from_iterable(images)), np.uint8)
+        described = _described([self.clip(index) for index in indices])
+        return {"images": content, "lengths": lengths, "side": self._config.side, **described}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -155,6 +181,16 @@ class RecordedFrames:
         source = self._sources[clip.video]
         frames = read_positions(source, positions(clip, source, self._config.frames), self._config.decoder)
         place.copy_(fit(frames, self._config.side).permute(0, 2, 3, 1))
+
+
+class _Described(TypedDict):
+    labels: dict[str, Tensor]
+    ids: list[str]
+
+
+def _described(clips: Sequence[Clip]) -> _Described:
+    labels = {head: torch.tensor([clip.labels[head] for clip in clips]) for head in clips[0].labels}
+    return {"labels": labels, "ids": [clip.id for clip in clips]}
 
 
 def _empty(shape: tuple[int, ...]) -> Tensor:

@@ -49,7 +49,7 @@ class Task(nn.Module, ABC):
 
     def distribute(self) -> None:
         """Average the gradients of `model` over all workers from now on."""
-        self._parallel = [DistributedDataParallel(self.model)]
+        self._parallel = [DistributedDataParallel(self.model, gradient_as_bucket_view=True)]
 
     @property
     def parallel(self) -> nn.Module:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from raylab.config import Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import Batch, ClipDataset, EvalBatches, TrainBatches, make_loader
+from raylab.data.dataset import Batch, ClipDataset, EncodedBatch, EvalBatches, TrainBatches, make_loader
+from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
 from raylab.tasks import build_task
 from raylab.training.optim import build_optimizer, build_schedule
@@ -90,6 +91,7 @@ class Trainer:
         if experiment.monitor not in valid:
             raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
         clips = {split: ClipDataset.of(dataset, split, data) for split in ("train", "val")}
+        stage(dataset.stored)
         self.batches = TrainBatches(
             len(clips["train"]), data.batch_size, worker.rank, worker.world_size, experiment.seed
         )
@@ -289,7 +291,7 @@ class StepClock:
         self.grad_norm: Tensor | None = None
         self.started = time.monotonic()
 
-    def watch(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+    def watch(self, loader: DataLoader[Any]) -> Iterator[Batch | EncodedBatch]:
         batches = iter(loader)
         while True:
             asked = time.monotonic()

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import (
 
 from raylab.config import OptimConfig
 
+# Fused: one kernel for all parameters, and with a gradient scaler no wait for the GPU at each step.
 OPTIMIZERS: dict[str, Callable[[list[Parameter], OptimConfig], Optimizer]] = {
-    "adamw": lambda parameters, config: AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay),
+    "adamw": lambda parameters, config: AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True),
     "sgd": lambda parameters, config: SGD(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+        parameters, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, fused=True
     ),
 }
 

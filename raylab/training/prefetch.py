@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from raylab.data.augment import ClipTransform
-from raylab.data.dataset import Batch
+from raylab.data.dataset import Batch, EncodedBatch
+from raylab.data.store.jpeg import decode_on
 
 
 class Prefetch:
@@ -25,11 +26,13 @@ class Prefetch:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __call__(self, batches: Iterable[Batch], transform: ClipTransform, epoch: int) -> Iterator[Batch]:
+    def __call__(
+        self, batches: Iterable[Batch | EncodedBatch], transform: ClipTransform, epoch: int
+    ) -> Iterator[Batch]:
         """Batches as the model takes them.
 
         Args:
-            batches: uint8, for a GPU in page-locked memory.
+            batches: uint8 frames or JPEG, for a GPU in page-locked memory.
             transform: what makes floats of them.
             epoch: whose draw of augmentations to use.
 
@@ -56,10 +59,16 @@ class Prefetch:
         if ahead:
             yield self._hand_over(*ahead)
 
-    def _prepare(self, batch: Batch, transform: ClipTransform, epoch: int) -> Batch:
-        video = batch["video"].to(self.device, non_blocking=True)
+    def _prepare(self, batch: Batch | EncodedBatch, transform: ClipTransform, epoch: int) -> Batch:
+        if "video" in batch:
+            video = batch["video"].to(self.device, non_blocking=True)
+        else:
+            lengths = batch["lengths"]
+            images = torch.split(batch["images"], lengths.flatten().tolist())
+            squares = decode_on(self.device, images, batch["side"])
+            video = squares.view(*lengths.shape, *squares.shape[1:])
         labels = {head: value.to(self.device, non_blocking=True) for head, value in batch["labels"].items()}
-        return {**batch, "video": transform(video, batch["ids"], epoch), "labels": labels}
+        return {"video": transform(video, batch["ids"], epoch), "labels": labels, "ids": batch["ids"]}
 
     def _hand_over(self, batch: Batch, ready: torch.cuda.Event) -> Batch:
         """From this stream to the current one, which waits until it is `ready`."""

@@ -14,6 +14,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 Picture = NDArray[np.uint8]
@@ -85,6 +86,21 @@ def decode_squares(images: Sequence[Any], place: Tensor) -> None:
     if not fits:
         squares = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         place.copy_(functional.resize(squares, [side, side], antialias=True).permute(0, 2, 3, 1))
+
+
+def decode_on(device: torch.device, images: Sequence[Tensor], side: int) -> Tensor:
+    """Centre squares, of any size, decoded by torchvision: on a GPU by nvJPEG.
+
+    Args:
+        device: where to decode.
+        images: uint8 (bytes,) each, on the CPU.
+        side: height and width wanted.
+
+    Returns:
+        uint8 (len(images), 3, side, side) on the device.
+    """
+    squares = decode_jpeg(list(images), mode=ImageReadMode.RGB, device=device)
+    return torch.stack([functional.resize(square, [side, side], antialias=True) for square in squares])
 
 
 def decode_whole(squares: Sequence[Any], sides: Sequence[Any], wide: bool) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -110,3 +112,17 @@ class StoredFrames:
         row = int(self._rows[number])
         name = self.store.index["shard"][row].as_py()
         return shard_path(self.stage.folder_of(name) or self.store.folder, name), self.store.index["row"][row].as_py()
+
+    def shards(self) -> set[str]:
+        """The names of all shards that hold a chosen clip."""
+        return set(self.store.index["shard"].take(self._rows.numpy()).unique().to_pylist())
+
+
+def stage(stored: Mapping[str, StoredFrames]) -> Thread | None:
+    """Begin to copy the shards of all splits to the node's own disk, if they are to be: see `Stage`."""
+    frames = next(iter(stored.values()), None)
+    if frames is None or frames.stage.folder is None:
+        return None
+    names = sorted(set().union(*(split.shards() for split in stored.values())))
+    manifest = frames.store.manifest
+    return frames.stage.fill(frames.store.folder, {name: manifest.shards[name].bytes for name in names})
