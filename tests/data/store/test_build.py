@@ -19,6 +19,8 @@ from raylab.data.store.shards import read_clip, shard_path
 from raylab.errors import RaylabError
 from raylab.storage import PARTIAL
 
+SHORT_SIDES = {"wide": 64, "tall": 48, "square": 64, "double": 64, "odd": 55, "frames": 64}
+
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "videos"
 
 
@@ -51,6 +53,9 @@ def test_a_store_holds_the_frames_of_every_count(sources: dict[str, Path], tmp_p
         source = sources[each.video]
         for frames in (1, 3, 8):
             assert shown(store, each.id, frames) == shown_directly(each, source, frames)
+        shard, row = held(store)[each.id]
+        stored = read_clip(shard_path(store.folder, shard), row)
+        assert min(stored.height, stored.width) == min(short_side, SHORT_SIDES[each.video])
 
 
 @pytest.mark.parametrize("video", ["wide", "tall", "square", "double", "odd", "frames"])
