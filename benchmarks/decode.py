@@ -120,7 +120,7 @@ def store_reader(path: Path, clips: Sequence[Clip]) -> Reader:
         building.write(piece)
     building.seal()
     config = DataConfig(frames=FRAMES, store=str(folder))
-    dataset = ClipDataset(table, {}, config, find_store(config, folder, {"all": table})["all"])
+    dataset = ClipDataset(table, {}, config, find_store(config, folder, {"all": table})[0]["all"])
     rows = {clip.id: row for row, clip in enumerate(table)}
     return lambda clip: dataset[rows[clip.id]]["video"]
 

@@ -106,7 +106,7 @@ def predict(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Head → logits (N, classes), and head → labels (N,), of every clip of a split."""
     data = checkpoint.experiment.data
-    clips = ClipDataset(dataset.splits[split].clips, dataset.sources, data)
+    clips = ClipDataset.of(dataset, split, data)
     transform = checkpoint.transform(model)
     loader = make_loader(clips, EvalBatches(len(clips), data.batch_size, 0, 1), data, pin=False)
     batches = [(model(transform(batch["video"], batch["ids"], 0)), batch["labels"]) for batch in loader]

@@ -40,7 +40,8 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     dataset = load_dataset(data)
     for asked in {(v.data.frames, v.data.size): v.data for v in variants}.values():
         load_dataset(asked)  # a store that is named must serve every one
-    clips = len(dataset.splits["train"].clips)
+    stored = dataset.stored.get("train")
+    clips = len(stored.chosen if stored else dataset.splits["train"].clips)
     for variant in variants:
         batch = variant.data.batch_size * variant.resources.workers
         if batch > clips:
@@ -58,15 +59,19 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     lines = []
     for split, found in dataset.splits.items():
         clips_of_split = ClipDataset.of(dataset, split, data)
+        if not len(clips_of_split):
+            raise RaylabError(
+                f"{split}: none of the {len(found.clips):,} clips can be read: see the clip store's manifest"
+            )
         clips_of_split[0]  # the decoder works, and so does the first clip
         left_out = len(found.clips) - len(clips_of_split)
         lines.append(f"{split}: {found.summary()}" + (f", {left_out:,} unreadable" if left_out else ""))
     lines.append(", ".join(f"{count} {head} classes" for head, count in dataset.heads.items()))
-    if dataset.stored:
-        store = dataset.stored["train"].store
-        store.check_sources()
-        lines.append(f"frames: clip store {store.folder}")
+    if stored:
+        stored.store.check_sources()
+        lines.append(f"frames: clip store {stored.store.folder}")
     else:
+        lines += [f"not from the clip store {refusal}" for refusal in dataset.refusals]
         lines.append(
             f"frames: {len(dataset.sources)} videos, by {data.decoder}; `raylab prepare` makes training faster"
         )

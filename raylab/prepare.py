@@ -14,23 +14,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import pyarrow as pa
 import typer
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raylab.cli import console, run_verb
 from raylab.config import DataConfig, Experiment, parse_overrides, read_yaml, validate
+from raylab.data.clips import ClipTable, Dataset
+from raylab.data.datasets import load_dataset, stores_folder
 from raylab.data.store.manifest import MANIFEST, Manifest, StoreSettings
+from raylab.data.store.sources import look, read_seen, write_seen
 from raylab.errors import RaylabError
 from raylab.sweeps.space import find
 from raylab.tune import choose
-
-if TYPE_CHECKING:
-    from raylab.data.clips import Dataset
-    from raylab.data.store.build import Building
 
 Counts = Iterable[tuple[int, int]]
 LINE_SECONDS = 10  # between two lines where there is no terminal to draw a bar on
@@ -52,30 +52,28 @@ def make_store(
     Raises:
         RaylabError: the data set cannot be read, or the store not be written.
     """
-    dataset, building = _open(data, settings)
-    # These import PyTorch.
-    from raylab.cluster.connect import connect
-    from raylab.cluster.spread import spread
-    from raylab.data.clips import ClipTable
-    from raylab.data.store.sources import look, read_seen, write_seen
-
-    folder = building.folder
+    dataset, folder = _open(data, settings)
     clips = ClipTable(pa.concat_tables(split.clips.table for split in dataset.splits.values()))
     with _alone(folder):
         known = read_seen(folder)
-        try:
-            seen = look(dataset.sources, known)
-        except OSError as error:
-            raise RaylabError(f"{error.filename}: cannot be read ({error.strerror}): mend it or leave it out") from None
+        seen = look(dataset.sources, known)
         keys = [settings.content_key(seen[clip.video].fingerprint, clip) for clip in clips]
-        plan = building.plan(clips, keys, dataset.sources)
+        from raylab.data.store.build import Building  # which imports PyTorch
+
+        building = Building(folder, settings, data.decoder)
+        with _writing(folder):
+            plan = building.plan(clips, keys, dataset.sources)
         if plan:
+            from raylab.cluster.connect import connect
+            from raylab.cluster.spread import spread
+
             connect()
             done = spread(building.write, plan)
             for _ in show(done, len(plan)) if show else done:
                 pass
-        write_seen(folder, {**known, **seen})
-        return building.seal()
+        with _writing(folder):
+            write_seen(folder, {**known, **seen})
+            return building.seal(clips)
 
 
 def verify_store(data: DataConfig, settings: StoreSettings) -> list[str]:
@@ -87,41 +85,50 @@ def verify_store(data: DataConfig, settings: StoreSettings) -> list[str]:
     Raises:
         RaylabError: there is no such store, or the data set cannot be read.
     """
-    dataset, building = _open(data, settings)
-    manifest = Manifest.read(building.folder)
+    dataset, folder = _open(data, settings)
+    manifest = Manifest.read(folder)
     if manifest is None:
-        raise RaylabError(f"{building.folder}: no complete clip store to verify: run the command without --verify")
+        raise RaylabError(f"{folder}: no complete clip store to verify: run the command without --verify")
     from raylab.cluster.connect import connect
     from raylab.cluster.spread import spread
+    from raylab.data.store.build import Building
     from raylab.data.store.verify import Comparison, suspects
 
     connect()
+    building = Building(folder, settings, data.decoder)
     faults = spread(Comparison(building, dataset.sources).faults, suspects(building, manifest))
     return sorted(fault for found in faults for fault in found)
 
 
-def _open(data: DataConfig, settings: StoreSettings) -> tuple[Dataset, Building]:
-    from raylab.data.datasets import load_dataset, stores_folder
-    from raylab.data.store.build import Building
-
-    dataset = load_dataset(data.model_copy(update={"store": False}))
+def _open(data: DataConfig, settings: StoreSettings) -> tuple[Dataset, Path]:
+    """The data set, and the folder of its store."""
     parent = stores_folder(data)
     if (parent / MANIFEST).exists():
         raise RaylabError(f"data.store = {parent}: is one store: name the folder that holds it, {parent.parent}")
-    return dataset, Building(parent / settings.name, settings, data.decoder)
+    return load_dataset(data.model_copy(update={"store": False})), parent / settings.name
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Only one process at a time may bring a store up to date. The lock ends with its process."""
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "preparing.lock", timeout=0):
-            yield
-    except Timeout:
-        raise RaylabError(f"{folder}: another process is preparing this store") from None
+        try:
+            lock = FileLock(folder / "preparing.lock").acquire(timeout=0)
+        except Timeout:
+            raise RaylabError(f"{folder}: another process is preparing this store: wait for it to end") from None
+    with lock:
+        yield
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise RaylabError(f"{folder}: cannot be written ({error.strerror}): set data.store=FOLDER") from None
+        raise RaylabError(
+            f"{folder}: cannot be written ({error.strerror or error}): free some space there, or set data.store=FOLDER"
+        ) from None
 
 
 def watched(done: Counts, total: int) -> Counts:
@@ -150,6 +157,8 @@ def variants(name: str, overrides: list[str], demo: bool) -> tuple[Experiment, l
         The experiment, the numbers of frames that its trials sample, and the largest square they need, in pixels.
     """
     if "space" not in (content := read_yaml(find(name))):
+        if demo:
+            raise RaylabError(f"{name} is one experiment: it has no demo")
         experiment = Experiment.parse(content, name).override(parse_overrides(overrides))
         return experiment, [experiment.data.frames], experiment.data.side
     space = choose(name, overrides, demo, None)
@@ -167,7 +176,9 @@ def prepare(
     fps: Annotated[float | None, typer.Option(help="Frames a second, in place of data.frames per clip.")] = None,
     quality: Annotated[int, typer.Option(help="Of the JPEG compression, 1 to 100.")] = 90,
     square: Annotated[bool, typer.Option("--square", help="Keep the centre square only.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Share of unreadable clips past which the exit code is 1.")] = 0.01,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unreadable clips past which the exit code is 1.")
+    ] = 0.01,
     verify: Annotated[bool, typer.Option("--verify", help="Compare an existing store with the videos.")] = False,
 ) -> None:
     """Decode every clip once, into a clip store; the same command again goes on, or adds what is new.
@@ -176,15 +187,15 @@ def prepare(
     """
     base, frames, side = variants(experiment, overrides or [], demo)
     asked = {
-        "frames": () if fps else frames,
+        "frames": frames if fps is None else (),
         "fps": fps,
-        "short_side": short_side or max(256, side),
+        "short_side": max(256, side) if short_side is None else short_side,
         "quality": quality,
         "sides": not square,
     }
     settings = validate(StoreSettings, asked, "store settings")
     if settings.short_side < side:
-        raise RaylabError(f"--short-side {short_side}: the trials need {side} (data.size × 256/224)")
+        raise RaylabError(f"--short-side {short_side}: the trials need {side} (data.size × 256/224) or more")
     if verify:
         faults = verify_store(base.data, settings)
         console.print("\n".join([*faults, f"{len(faults)} faults"]), markup=False)
@@ -192,12 +203,17 @@ def prepare(
             console.print("to mend it, delete shards that are damaged and run the command without --verify")
             raise typer.Exit(1)
         return
-    manifest = make_store(base.data, settings, watched)
+    try:
+        manifest = make_store(base.data, settings, watched)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        raise typer.Exit(130) from None
     unreadable = manifest.unreadable
     size = sum(shard.bytes for shard in manifest.shards.values())
     console.print(
-        f"{settings.name}: {manifest.clips:,} clips in {len(manifest.shards):,} shards, {size / 1e9:.2f} GB, "
-        f"{len(unreadable):,} unreadable"
+        f"{stores_folder(base.data) / settings.name}: {manifest.clips:,} clips in {len(manifest.shards):,} shards, "
+        f"{decimal(size)}, {len(unreadable):,} unreadable",
+        markup=False,
     )
     for clip in unreadable[:10]:
         console.print(f"  {clip.id}: {clip.reason}", markup=False)

@@ -165,7 +165,7 @@ def test_a_checkpoint_alone_gives_the_accuracy_it_was_saved_with(lab):
     assert best.labels == dataset.labels
     assert best.heads == dataset.heads
 
-    clips = ClipDataset(dataset.splits["val"].clips, dataset.sources, best.experiment.data)
+    clips = ClipDataset.of(dataset, "val", best.experiment.data)
     batch = clips.__getitems__(range(len(clips)))
     model = best.load_model()
     with torch.no_grad():

@@ -25,13 +25,14 @@ def spread(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
         RaylabError: `function` raised it, or a job was lost several times.
     """
     task = ray.remote(num_cpus=1, max_retries=3)(_call)  # for which Ray sets OMP_NUM_THREADS to 1
+    shared = ray.put(function)  # sent to each node once, not with each job
     running: set[ray.ObjectRef] = set()
     waiting = iter(jobs)
     try:
         while True:
             most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
             while len(running) < most and (job := next(waiting, None)) is not None:
-                running.add(task.remote(function, job))
+                running.add(task.remote(shared, job))
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1)

@@ -145,12 +145,14 @@ class Dataset:
         labels: head name → class names, by class index.
         sources: video id → video file, or folder of extracted frames; empty where a clip store has the frames.
         stored: split name → its frames in a clip store; empty where they are decoded from the sources.
+        refusals: why clip stores that are there do not serve.
     """
 
     splits: dict[str, Annotations]
     labels: dict[str, list[str]]
     sources: dict[str, Path] = field(default_factory=dict)
     stored: dict[str, StoredFrames] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
 
     @property
     def heads(self) -> dict[str, int]:

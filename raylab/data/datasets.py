@@ -63,10 +63,11 @@ def load_dataset(config: DataConfig) -> Dataset:
     key = digest(files, config.dataset, reader.FORMAT, config.max_clips)
     dataset = cached(key, lambda: reader.read_dataset(files, config.max_clips))
     clips = {split: annotations.clips for split, annotations in dataset.splits.items()}
-    if stored := find_store(config, stores_folder(config), clips):
+    stored, refusals = find_store(config, stores_folder(config), clips)
+    if stored:
         return replace(dataset, stored=stored)
     videos = {video: group for table in clips.values() for video, group in table.videos.items()}
-    return replace(dataset, sources=reader.find_sources(located, videos))
+    return replace(dataset, sources=reader.find_sources(located, videos), refusals=refusals)
 
 
 def stores_folder(config: DataConfig) -> Path:

@@ -89,7 +89,7 @@ class Building:
         self.sweep_out()
         plan, finished = self._missing(clips, keys, sources), {path.stem for path in self._parts()}
         if finished - plan.pieces.keys():  # made by an earlier plan, for other clips: keep what they hold
-            self.seal()
+            self.seal(clips)
             plan, finished = self._missing(clips, keys, sources), set()
         return plan.without(finished)
 
@@ -111,8 +111,11 @@ class Building:
         manifest = Manifest.read(self.folder)
         if manifest is None or not (self.folder / manifest.index).exists():
             return index.SCHEMA.empty_table()
-        rows = index.read_rows(self.folder / manifest.index)
-        gone = [name for name in manifest.shards if not shard_path(self.folder, name).exists()]
+        return self._at_hand(index.read_rows(self.folder / manifest.index))
+
+    def _at_hand(self, rows: pa.Table) -> pa.Table:
+        names = rows["shard"].drop_null().unique().to_pylist()
+        gone = [name for name in names if not shard_path(self.folder, name).exists()]
         return rows.filter(pc.invert(pc.is_in(rows["shard"], pa.array(gone, pa.string())))) if gone else rows
 
     def write(self, piece: Piece) -> tuple[int, int]:
@@ -169,11 +172,19 @@ class Building:
         squares, sides = zip(*images, strict=True)
         return StoredClip(clip.id, frames.shape[2], frames.shape[3], wanted, list(squares), list(sides))
 
-    def seal(self) -> Manifest:
-        """Take finished shards into the index. Readers see the store as it was before, or all of it."""
+    def seal(self, clips: ClipTable | None = None) -> Manifest:
+        """Take finished shards into the index. Readers see the store as it was before, or all of it.
+
+        Args:
+            clips: of the data set. Unreadable ones that it no longer has are forgotten; by default, none is.
+        """
+        for left in self.folder.rglob(f"*{PARTIAL}*"):  # by writers that were killed; others have done their work
+            left.unlink(missing_ok=True)
         old = Manifest.read(self.folder)
         parts = {path: index.read_rows(path) for path in self._parts()}
-        rows = index.merge([self.rows(), *parts.values()])
+        rows = self._at_hand(index.merge([self.rows(), *parts.values()]))
+        if clips is not None:
+            rows = rows.filter(pc.or_(rows["error"].is_null(), pc.is_in(rows["id"], clips.column("id"))))
         shards = dict(old.shards) if old else {}
         for path, part in parts.items():
             shards[path.stem] = Shard.model_validate_json(part.schema.metadata[b"shard"])

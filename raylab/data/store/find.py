@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from raylab.data.store.reader import StoredFrames
 
 
-def find_store(config: DataConfig, folder: Path, clips: Mapping[str, ClipTable]) -> dict[str, StoredFrames]:
+def find_store(
+    config: DataConfig, folder: Path, clips: Mapping[str, ClipTable]
+) -> tuple[dict[str, StoredFrames], list[str]]:
     """The frames of every split, from the smallest store that holds what `config` asks for.
 
     Args:
@@ -24,14 +26,14 @@ def find_store(config: DataConfig, folder: Path, clips: Mapping[str, ClipTable])
         clips: split → its clips.
 
     Returns:
-        Split → its frames; empty where frames are to be decoded from video.
+        Split → its frames, empty where they are to be decoded from video; and why stores that are there will not do.
 
     Raises:
         RaylabError: `config.store` names a folder, and no store in it will do; says why.
     """
     if config.store is False:
-        return {}
-    refusals = []
+        return {}, []
+    refusals: list[str] = []
     for place, manifest in sorted(_stores(folder), key=lambda store: _cost(store[1])):
         refusal = manifest.settings.refusal(config)
         if refusal is None:
@@ -40,12 +42,17 @@ def find_store(config: DataConfig, folder: Path, clips: Mapping[str, ClipTable])
             store = Store(place, manifest)
             frames = {split: StoredFrames(store, table, config) for split, table in clips.items()}
             missing = sum(split.missing for split in frames.values())
-            if not missing:
-                return frames
-            refusal = f"lacks {missing:,} of {sum(map(len, clips.values())):,} clips"
+            gone = len(manifest.shards.keys() - {path.stem for path in place.glob("shards/*.arrow")})
+            if not missing and not gone:
+                return frames, refusals
+            refusal = (
+                f"lacks {missing:,} of {sum(map(len, clips.values())):,} clips"
+                if missing
+                else f"{gone} shards are gone"
+            )
         refusals.append(f"{place}: {refusal}")
     if config.store is True:
-        return {}
+        return {}, refusals
     raise RaylabError("\n".join([f"data.store = {config.store}: no clip store there will do: {PREPARE}", *refusals]))
 
 

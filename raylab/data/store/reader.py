@@ -19,7 +19,7 @@ from raylab.data.clips import Clip, ClipTable
 from raylab.data.store import index, jpeg
 from raylab.data.store.manifest import PREPARE, Manifest
 from raylab.data.store.shards import read_clip, reading, shard_path
-from raylab.data.store.sources import look, read_seen
+from raylab.data.store.sources import UNREADABLE, look, read_seen
 from raylab.data.store.stage import Stage
 from raylab.errors import RaylabError
 
@@ -45,14 +45,15 @@ class Store:
         return Store, (self.folder, self.manifest)
 
     def check_sources(self) -> None:
-        """Refuse videos that have changed since they were read; those that are gone do not matter.
+        """Refuse videos that have changed since they were read; those that are out of reach now do not matter.
 
         Raises:
             RaylabError: names the videos.
         """
-        seen = {video: was for video, was in read_seen(self.folder).items() if Path(was.path).exists()}
+        seen = read_seen(self.folder)
         now = look({video: Path(was.path) for video, was in seen.items()}, seen)
-        changed = [video for video, was in seen.items() if now[video].fingerprint != was.fingerprint]
+        within_reach = {video: found for video, found in now.items() if found.size != UNREADABLE}
+        changed = [video for video, found in within_reach.items() if found.fingerprint != seen[video].fingerprint]
         if changed:
             names = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
             raise RaylabError(
@@ -111,7 +112,8 @@ class StoredFrames:
         """The shard of one of the chosen clips, and its row there."""
         row = int(self._rows[number])
         name = self.store.index["shard"][row].as_py()
-        return shard_path(self.stage.folder_of(name) or self.store.folder, name), self.store.index["row"][row].as_py()
+        copy = self.stage.copy_of(self.store.manifest.shards[name])
+        return copy or shard_path(self.store.folder, name), self.store.index["row"][row].as_py()
 
     def shards(self) -> set[str]:
         """The names of all shards that hold a chosen clip."""
@@ -125,4 +127,4 @@ def stage(stored: Mapping[str, StoredFrames]) -> Thread | None:
         return None
     names = sorted(set().union(*(split.shards() for split in stored.values())))
     manifest = frames.store.manifest
-    return frames.stage.fill(frames.store.folder, {name: manifest.shards[name].bytes for name in names})
+    return frames.stage.fill(frames.store.folder, {name: manifest.shards[name] for name in names})

@@ -15,6 +15,8 @@ from raylab.data.store.index import read_rows, write_rows
 
 BLOCKS = 4
 BLOCK = 1 << 16
+UNREADABLE = -1
+"""The size of a video that cannot be opened."""
 SOURCES = "sources.arrow"
 SCHEMA = pa.schema(
     [
@@ -50,14 +52,20 @@ def look(sources: Mapping[str, Path], known: Mapping[str, Seen]) -> dict[str, Se
     Four blocks of each are read, not the whole: a video that was encoded anew differs in all of them (in an MP4 file
     one end holds the lengths of all frames), while a change of single bytes between them goes unnoticed.
 
-    Raises:
-        OSError: a file cannot be read.
+    One that cannot be opened is seen as such: its clips will be found unreadable, and it changes when it is mended.
     """
     with ThreadPoolExecutor(16) as threads:  # they wait for the filesystem
         return dict(zip(sources, threads.map(_look, sources.values(), map(known.get, sources)), strict=True))
 
 
 def _look(source: Path, known: Seen | None) -> Seen:
+    try:
+        return _open(source, known)
+    except OSError as error:
+        return Seen(str(source), UNREADABLE, UNREADABLE, str(error.strerror))
+
+
+def _open(source: Path, known: Seen | None) -> Seen:
     status = source.stat()
     names = None
     if source.is_dir():  # of which other programs may keep files beside the frames

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -11,13 +13,16 @@ from threading import Thread
 
 from filelock import FileLock, Timeout
 
-from raylab.data.store.shards import shard_path
+from raylab.data.store.manifest import Shard
+from raylab.data.store.shards import digest, shard_path
 from raylab.errors import RaylabError
 from raylab.storage import PARTIAL, replacing
 
 SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "9p", "panfs", "wekafs", "afs", "fuse.")
 IN_MEMORY = ("tmpfs", "ramfs")
 RESERVE = 0.05  # of the disk, left free
+KEPT_DAYS = 7
+"""A copy that no run has asked for in so long is deleted when another run copies."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,17 @@ class Stage:
             f"data.stage = {setting}: {folder} is not yours alone: delete it, or name another folder"
         )
 
-    def folder_of(self, shard: str) -> Path | None:
-        """Where the copy of a shard is; None where there is none yet."""
-        return self.folder if self.folder and shard_path(self.folder, shard).exists() else None
+    def copy_of(self, shard: Shard) -> Path | None:
+        """The copy of a shard; None where there is none yet. It is known by its content."""
+        copy = self.folder and shard_path(self.folder, shard.digest)
+        return copy if copy and copy.exists() else None
 
-    def fill(self, store: Path, shards: dict[str, int]) -> Thread | None:
+    def fill(self, store: Path, shards: dict[str, Shard]) -> Thread | None:
         """Copy shards in the background, as long as there is room. One process of a node does, the others see it.
 
         Args:
             store: where they are.
-            shards: name → bytes.
+            shards: by name.
         """
         if self.folder is None:
             return None
@@ -84,21 +90,30 @@ class Stage:
         thread.start()
         return thread
 
-    def _fill(self, folder: Path, store: Path, shards: dict[str, int]) -> None:
+    def _fill(self, folder: Path, store: Path, shards: dict[str, Shard]) -> None:
         try:
             with FileLock(folder / "filling.lock", timeout=0):
-                for killed in folder.glob(f"shards/*{PARTIAL}*"):
-                    killed.unlink()
-                for name, size in shards.items():
-                    copy = shard_path(folder, name)
+                for copy in [found for shard in shards.values() if (found := self.copy_of(shard))]:
+                    copy.touch()
+                for path in folder.glob("shards/*"):
+                    if PARTIAL in path.name or time.time() - path.stat().st_mtime > KEPT_DAYS * 86400:
+                        path.unlink()
+                for name, shard in shards.items():
                     disk = shutil.disk_usage(folder)
-                    if disk.free - size < RESERVE * disk.total:
+                    if disk.free - shard.bytes < RESERVE * disk.total:
                         return
-                    if not copy.exists():
-                        with replacing(copy) as writing:
-                            shutil.copyfile(shard_path(store, name), writing)
+                    if not self.copy_of(shard):
+                        _copy(shard_path(store, name), shard_path(folder, shard.digest))
         except (Timeout, OSError):  # another process is at it, or the disk fails: shards are read where they are
             return
+
+
+def _copy(shard: Path, copy: Path) -> None:
+    """Copy a file to the name of its digest; one with another content is left where it is."""
+    with suppress(ValueError), replacing(copy) as writing:
+        shutil.copyfile(shard, writing)
+        if digest(writing) != copy.stem:
+            raise ValueError(f"{shard} is damaged")
 
 
 def _kind(path: Path) -> str:

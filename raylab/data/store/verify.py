@@ -19,10 +19,12 @@ TOLERANCE = 1.0
 """Mean difference of pixels, of 255, up to which two frames are the same: another version of a decoder, of PyTorch's
 resizing or of libjpeg-turbo may round otherwise."""
 
+Frame = tuple[Any, Any]  # its square, and what lies beside it
+
 
 @dataclass(frozen=True)
 class Suspect:
-    """A shard to be compared: its name, what the manifest says of it, and its clips in their order."""
+    """A shard to be compared: its name, what the manifest says of it, and its clips by row."""
 
     name: str
     recorded: Shard
@@ -71,12 +73,14 @@ class Comparison:
             return f"can no longer be read: {error}"
         if (fresh.height, fresh.width, fresh.positions) != (stored.height, stored.width, stored.positions):
             return f"has other frames than {source}"
-        if [bytes(image) for image in stored.squares] == fresh.squares:
-            return None
-        difference = max(map(_difference, stored.squares, fresh.squares))
+        frames = list(zip(*([*zip(clip.squares, clip.sides, strict=True)] for clip in (stored, fresh)), strict=True))
+        if any((one[1] is None) != (other[1] is None) for one, other in frames):
+            return f"has other sides than {source}"
+        wide = stored.width > stored.height
+        difference = max((_difference(one, other, wide) for one, other in frames if one != other), default=0.0)
         return f"differs from {source} by {difference:.1f} of 255" if difference > TOLERANCE else None
 
 
-def _difference(one: Any, other: Any) -> float:
-    pixels, others = (jpeg.decode_whole([image], [None], wide=True).float() for image in (one, other))
+def _difference(one: Frame, other: Frame, wide: bool) -> float:
+    pixels, others = (jpeg.decode_whole([square], [beside], wide).float() for square, beside in (one, other))
     return (pixels - others).abs().mean().item()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scenes import COUNT, FPS, building, clip, contents, encode, extract, numbers, prepare, spread_over
 
-from raylab.data.clips import Clip
+from raylab.data.clips import Clip, ClipTable
 from raylab.data.footage import positions, read_positions
 from raylab.data.store import jpeg
 from raylab.data.store.build import FRAMES_AT_ONCE, Building
@@ -400,3 +400,23 @@ def test_a_plan_shares_clips_out(sources: dict[str, Path], tmp_path: Path, count
     first = next(iter(plan))
     assert [each.id for each, _, _ in first.clips] == [f"wide_{i}" for i in range(sizes[0])]
     assert {source for _, _, source in first.clips} == {sources["wide"]}
+
+
+def test_an_unreadable_clip_that_the_data_set_no_longer_has_is_forgotten(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    store, kept, lost = building(tmp_path), clip("kept", "wide", 0, 9), clip("lost", "wide", COUNT + 5, COUNT + 9)
+    assert [each.id for each in prepare(store, [kept, lost], sources).unreadable] == ["lost"]
+    assert store.seal(ClipTable.of([kept, lost])).unreadable
+    sealed = store.seal(ClipTable.of([kept]))
+    assert (sealed.unreadable, sealed.clips) == ([], 1)
+
+
+def test_a_part_whose_shard_is_gone_adds_nothing(sources: dict[str, Path], tmp_path: Path) -> None:
+    """As after a writer that outlived the preparation it belonged to."""
+    store = building(tmp_path)
+    clips = spread_over(["wide"], 20)
+    prepare(store, clips, sources, pieces=1)
+    next(store.folder.glob("shards/*.arrow")).unlink()
+    assert (store.seal().clips, store.seal().shards) == (0, {})
+    assert prepare(store, clips, sources).clips == len(clips)

@@ -37,7 +37,7 @@ def splits(clips: list[Clip]) -> dict[str, ClipTable]:
 
 def found(config: DataConfig, folder: Path, clips: list[Clip] = CLIPS) -> str | None:
     """The name of the store that serves, if any does."""
-    stored = find_store(config, folder, splits(clips))
+    stored, _ = find_store(config, folder, splits(clips))
     assert not stored or stored.keys() == {"train", "val"}
     return stored["train"].store.folder.name if stored else None
 
@@ -63,12 +63,12 @@ def test_a_store_may_be_named_itself(stores: Path) -> None:
 
 
 def test_no_store_is_looked_for_where_none_is_wanted(stores: Path) -> None:
-    assert find_store(CONFIG.model_copy(update={"store": False}), stores, splits(CLIPS)) == {}
+    assert find_store(CONFIG.model_copy(update={"store": False}), stores, splits(CLIPS)) == ({}, [])
 
 
 def test_without_a_store_videos_are_decoded(stores: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
-        assert find_store(CONFIG, folder, splits(CLIPS)) == {}
+        assert find_store(CONFIG, folder, splits(CLIPS)) == ({}, [])
 
 
 def test_a_store_that_lacks_clips_does_not_serve(stores: Path) -> None:
@@ -95,9 +95,26 @@ def test_a_named_folder_without_a_store_that_serves_says_why(stores: Path, tmp_p
         find_store(CONFIG.model_copy(update={"store": str(tmp_path / "absent")}), tmp_path, splits(CLIPS))
 
 
+def test_a_store_that_is_passed_by_says_why(stores: Path, sources: dict[str, Path], tmp_path: Path) -> None:
+    new = [*CLIPS, clip("new", "wide", 1, 9)]
+    stored, refusals = find_store(DataConfig(frames=4, size=42), stores, splits(new))
+    assert not stored
+    assert sorted(refusal.removeprefix(f"{stores}/") for refusal in refusals) == [
+        "10fps-32px-q90: short side 32: data.size = 42 needs 48",
+        "4+8f-32px-q90: short side 32: data.size = 42 needs 48",
+        "4f-32px-q90: short side 32: data.size = 42 needs 48",
+        "4f-48px-q90: lacks 1 of 13 clips",
+    ]
+    store = building(tmp_path)
+    prepare(store, CLIPS, sources)
+    next(store.folder.glob("shards/*.arrow")).unlink()
+    stored, refusals = find_store(CONFIG, tmp_path, splits(CLIPS))
+    assert (stored, refusals) == ({}, [f"{store.folder}: 1 shards are gone"])
+
+
 def test_an_unfinished_store_is_not_seen(sources: dict[str, Path], tmp_path: Path) -> None:
     prepare(building(tmp_path), CLIPS, sources, pieces=1)
-    assert find_store(CONFIG, tmp_path, splits(CLIPS)) == {}
+    assert find_store(CONFIG, tmp_path, splits(CLIPS)) == ({}, [])
 
 
 def test_looking_where_there_is_no_store_does_not_import_torch(tmp_path: Path) -> None:
@@ -107,7 +124,7 @@ def test_looking_where_there_is_no_store_does_not_import_torch(tmp_path: Path) -
         "print(find_store(DataConfig(), Path(sys.argv[1]), {}), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
-    assert done.stdout == "{} False\n"
+    assert done.stdout == "({}, []) False\n"
 
 
 def test_a_data_set_is_read_from_its_store_without_the_videos(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from raylab.data.store.sources import BLOCK, SOURCES, Seen, look, read_seen, write_seen
+from raylab.data.store.sources import BLOCK, SOURCES, UNREADABLE, Seen, look, read_seen, write_seen
 from raylab.errors import RaylabError
 
 SIZES = [0, 1, 1000, BLOCK, 3 * BLOCK, 4 * BLOCK - 1, 10 * BLOCK]
@@ -98,10 +98,13 @@ def test_an_empty_folder_is_seen(tmp_path: Path) -> None:
     assert seen(tmp_path).size == 0
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
-        seen(tmp_path / "absent.mp4")
-    assert caught.value.filename == str(tmp_path / "absent.mp4")
+def test_a_file_that_cannot_be_opened_is_seen_as_such_and_changes_when_it_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "absent.mp4"
+    before = seen(path)
+    assert before == Seen(str(path), UNREADABLE, UNREADABLE, "No such file or directory")
+    path.write_bytes(content(1))
+    assert seen(path, before) == seen(path)
+    assert seen(path).fingerprint != before.fingerprint
 
 
 def test_what_was_seen_is_kept(tmp_path: Path) -> None:

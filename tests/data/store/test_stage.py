@@ -13,7 +13,7 @@ from scenes import building, contents, prepare, spread_over
 from raylab.config import DataConfig
 from raylab.data.clips import ClipTable
 from raylab.data.dataset import ClipDataset
-from raylab.data.store.manifest import Manifest
+from raylab.data.store.manifest import Manifest, Shard
 from raylab.data.store.reader import Store, StoredFrames
 from raylab.data.store.shards import _open, shard_path
 from raylab.data.store.stage import Stage, _kind
@@ -31,8 +31,17 @@ def folder(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return store.folder
 
 
-def shards_of(folder: Path) -> dict[str, int]:
-    return {name: shard.bytes for name, shard in Manifest.read(folder).shards.items()}
+def shards_of(folder: Path) -> dict[str, Shard]:
+    return Manifest.read(folder).shards
+
+
+def copies(folder: Path) -> dict[str, bytes]:
+    """What the copies of all shards should hold."""
+    return {f"{shard.digest}.arrow": shard_path(folder, name).read_bytes() for name, shard in shards_of(folder).items()}
+
+
+def copied(stage: Stage, folder: Path) -> list[str]:
+    return [name for name, shard in shards_of(folder).items() if stage.copy_of(shard)]
 
 
 def filled(folder: Path, scratch: Path) -> Stage:
@@ -45,9 +54,9 @@ def test_an_explicit_folder_is_made_and_filled(folder: Path, tmp_path: Path) -> 
     stage = filled(folder, tmp_path / "scratch" / "deep")
     assert stage.folder == tmp_path / "scratch" / "deep" / OWN
     assert stat.S_IMODE(stage.folder.stat().st_mode) == 0o700
-    assert contents(stage.folder / "shards") == contents(folder / "shards")
-    assert all(stage.folder_of(name) == stage.folder for name in shards_of(folder))
-    assert stage.folder_of("another") is None
+    assert contents(stage.folder / "shards") == copies(folder)
+    assert copied(stage, folder) == list(shards_of(folder))
+    assert stage.copy_of(Shard(clips=1, bytes=1, digest="0" * 32)) is None
 
 
 def test_clips_are_read_from_the_copy_and_from_the_store_until_there_is_one(folder: Path, tmp_path: Path) -> None:
@@ -69,12 +78,12 @@ def test_nothing_is_copied_where_it_is_not_wanted_or_not_worth_it(
     assert Stage.of(folder, False).folder is None
     assert Stage.of(folder, True).folder is None, "the store is on a disk of this machine"
     assert Stage(None).fill(folder, shards_of(folder)) is None
-    assert Stage(None).folder_of(next(iter(shards_of(folder)))) is None
+    assert copied(Stage(None), folder) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("store", "scratch", "copied"),
+    ("store", "scratch", "wanted"),
     [
         ("nfs4", "ext4", True),
         ("lustre", "xfs", True),
@@ -86,11 +95,11 @@ def test_nothing_is_copied_where_it_is_not_wanted_or_not_worth_it(
     ],
 )
 def test_stores_on_network_filesystems_are_copied_to_disks(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, scratch: str, copied: bool
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, scratch: str, wanted: bool
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("raylab.data.store.stage._kind", {folder: store, tmp_path: scratch}.get)
-    assert Stage.of(folder, True).folder == (tmp_path / OWN if copied else None)
+    assert Stage.of(folder, True).folder == (tmp_path / OWN if wanted else None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mounts").exists(), reason="no list of mounts here")
@@ -146,7 +155,7 @@ def test_copying_stops_where_there_is_no_room(
 ) -> None:
     shards = shards_of(folder)
     assert len(shards) > 2
-    space = sum(list(shards.values())[:room]) + 1000  # 1,000 bytes are to be left free
+    space = sum(shard.bytes for shard in list(shards.values())[:room]) + 1000  # 1,000 bytes are to be left free
 
     def disk_usage(path: Path) -> SimpleNamespace:
         used = sum(len(content) for content in contents(path).values())
@@ -154,29 +163,52 @@ def test_copying_stops_where_there_is_no_room(
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     stage = filled(folder, tmp_path)
-    assert [name for name in shards if stage.folder_of(name)] == list(shards)[:room]
+    assert copied(stage, folder) == list(shards)[:room]
 
 
 def test_what_a_killed_copy_left_is_removed_and_what_it_finished_is_kept(folder: Path, tmp_path: Path) -> None:
     stage = Stage.of(folder, str(tmp_path))
-    first, *_ = shards_of(folder)
-    shard_path(stage.folder, first).parent.mkdir()
-    shutil.copy(shard_path(folder, first), shard_path(stage.folder, first))
-    inode = shard_path(stage.folder, first).stat().st_ino
+    name, shard = next(iter(shards_of(folder).items()))
+    finished = shard_path(stage.folder, shard.digest)
+    finished.parent.mkdir()
+    shutil.copy(shard_path(folder, name), finished)
+    inode = finished.stat().st_ino
     half = shard_path(stage.folder, "x").with_name(f"x.arrow{PARTIAL}0")
     half.write_bytes(b"half")
     filled(folder, tmp_path)
-    assert contents(stage.folder / "shards") == contents(folder / "shards")
-    assert shard_path(stage.folder, first).stat().st_ino == inode
+    assert contents(stage.folder / "shards") == copies(folder)
+    assert finished.stat().st_ino == inode
+
+
+def test_copies_long_unused_are_removed(folder: Path, tmp_path: Path) -> None:
+    stage = filled(folder, tmp_path)
+    for path in stage.folder.glob("shards/*"):
+        os.utime(path, (0, 0))
+    foreign = shard_path(stage.folder, "0" * 32)
+    foreign.touch()
+    os.utime(foreign, (0, 0))
+    filled(folder, tmp_path)
+    assert contents(stage.folder / "shards") == copies(folder)
+
+
+def test_a_damaged_shard_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(folder, tmp_path / "store"))
+    name, *others = shards_of(store)
+    content = bytearray(shard_path(store, name).read_bytes())
+    content[len(content) // 2] ^= 1
+    shard_path(store, name).write_bytes(content)
+    stage = filled(store, tmp_path)
+    assert copied(stage, store) == others
+    assert not list(stage.folder.glob(f"shards/*{PARTIAL}*"))
 
 
 def test_only_one_process_copies(folder: Path, tmp_path: Path) -> None:
     stage = Stage.of(folder, str(tmp_path))
     with FileLock(stage.folder / "filling.lock"):
         filled(folder, tmp_path)
-        assert not any(map(stage.folder_of, shards_of(folder)))
+        assert copied(stage, folder) == []
     filled(folder, tmp_path)
-    assert all(map(stage.folder_of, shards_of(folder)))
+    assert copied(stage, folder) == list(shards_of(folder))
 
 
 def test_processes_that_copy_at_once(folder: Path, tmp_path: Path) -> None:
@@ -186,11 +218,11 @@ def test_processes_that_copy_at_once(folder: Path, tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert {process.exitcode for process in processes} == {0}
-    assert contents(tmp_path / OWN / "shards") == contents(folder / "shards")
+    assert contents(tmp_path / OWN / "shards") == copies(folder)
 
 
 def test_a_shard_that_cannot_be_copied_is_read_where_it_is(folder: Path, tmp_path: Path) -> None:
     stage = Stage.of(folder, str(tmp_path))
     (stage.folder / "shards").write_text("a file where a folder should be")
     stage.fill(folder, shards_of(folder)).join()
-    assert not any(map(stage.folder_of, shards_of(folder)))
+    assert copied(stage, folder) == []

@@ -1,0 +1,288 @@
+"""`raylab prepare` on a real cluster of this machine: what it writes, what it says, and how it goes on."""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+
+import psutil
+import pytest
+import ray
+import yaml
+from place import CLIPS, STORE, Place, stamp, start, wait_for
+
+import raylab
+from raylab import prepare
+from raylab.cluster.connect import connect
+from raylab.data.dataset import ClipDataset
+from raylab.data.datasets import load_dataset
+from raylab.data.store.shards import shard_path
+
+# Runs a module as `python -m` does, and says at its end which of the slow packages were imported.
+MODULE = """
+import runpy, sys
+module = sys.argv.pop(1)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    print("imported:", *sorted({"ray", "torch"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["epic_phase"], ["unknown sweep 'epic_phase': did you mean 'epic_phase2'?"]),
+        (["epic_phase2", "optim.lrr=1"], ["unknown setting optim.lrr: did you mean optim.lr?"]),
+        (["epic_phase2"], ["annotations not found", "set data.root=PATH"]),
+        (["absent.yaml"], ["absent.yaml: no such file"]),
+        (["experiment.yaml", "--demo"], ["experiment.yaml is one experiment: it has no demo"]),
+        (["sweep.yaml"], ["space: data.frames is continuous: search it by choice or randint"]),
+        (["experiment.yaml", "--quality", "0"], ["quality = 0: input should be greater than or equal to 1"]),
+        (["experiment.yaml", "--fps", "-1"], ["fps = -1.0: input should be greater than 0"]),
+        (["experiment.yaml", "--fps", "0"], ["fps = 0.0: input should be greater than 0"]),
+        (["experiment.yaml", "--short-side", "0"], ["short_side = 0: input should be greater than or equal to 16"]),
+        (["experiment.yaml", "--short-side", "100"], ["--short-side 100: the trials need 256 (data.size × 256/224)"]),
+        (["experiment.yaml", "--tolerance", "2"], ["Invalid value for '--tolerance'", "less than or equal to 1"]),
+        (
+            ["experiment.yaml", "data.store=sweep.yaml"],
+            ["cannot be written (Not a directory)", "set data.store=FOLDER"],
+        ),
+        (
+            ["experiment.yaml", "data.store=/proc/stores"],
+            ["/proc/stores/", "cannot be written", "set data.store=FOLDER"],
+        ),
+        (["experiment.yaml", "data.store=made/store"], ["made/store: is one store: name the folder that holds it"]),
+        (["experiment.yaml", "--verify"], ["no complete clip store to verify: run the command without --verify"]),
+    ],
+    ids=lambda value: "_".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_code_2_and_a_message_before_ray_and_torch_are_imported(tmp_path, words, messages):
+    experiment = {"data": {"dataset": "kitchen", "kitchen": "tiny"}}
+    sweep = {"description": "mine", "experiment": experiment, "space": {"data.frames": {"uniform": [4, 8]}}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "search": {"grace_epochs": 1}}))
+    (tmp_path / "made" / "store").mkdir(parents=True)
+    (tmp_path / "made" / "store" / "manifest.json").write_text("{}")
+    process = start(*words, code=MODULE, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, said) == (2, "")
+    for message in messages:
+        assert message in errors
+    assert "Traceback" not in errors
+    assert errors.endswith("imported:\n")
+
+
+# What it makes
+
+
+def test_training_reads_the_store_even_when_the_videos_are_gone(run, place):
+    code, said, errors = run("prepare", place.file)
+    assert (code, errors) == (0, "")
+    shards = place.manifest.shards
+    last = said.splitlines()[-1]
+    assert re.fullmatch(rf"{place.store}: {CLIPS} clips in {len(shards)} shards, [\d.]+ MB, 0 unreadable", last)
+    assert sum(shard.clips for shard in shards.values()) == place.manifest.clips == CLIPS
+    assert not list((place.store / "parts").iterdir())
+
+    code, said, _ = run("train", place.file, "--dry-run", "--storage", place.folder / "results")
+    assert code == 0
+    assert f"frames: clip store {place.store}\n" in said
+
+    for video in place.videos:
+        video.rename(place.folder / video.name)
+    finished = raylab.fit(place.experiment, storage=place.folder / "results")
+    assert (finished.state, finished.epochs) == ("finished", 2)
+
+
+def test_the_demo_of_a_sweep(run, tmp_path):
+    demo = ("epic_phase2", "--demo", "data.kitchen=tiny", f"data.store={tmp_path / 'stores'}")
+    code, said, _ = run("prepare", *demo)
+    assert code == 0
+    assert f": {CLIPS} clips in " in said
+    code, said, _ = run("tune", *demo, "--dry-run", "--storage", tmp_path / "results")
+    assert code == 0
+    assert f"frames: clip store {tmp_path / 'stores' / STORE}\n" in said
+
+
+def test_a_store_serves_every_number_of_frames_and_every_size_that_a_sweep_tries(run, place):
+    space = {"data.frames": {"choice": [6, 4, 3]}, "data.size": {"choice": [32, 240]}, "optim.lr": {"choice": [0.1]}}
+    sweep = {"description": "mine", "experiment": place.experiment.to_dict(), "space": space}
+    place.file.write_text(yaml.safe_dump({**sweep, "search": {"grace_epochs": 1}}))
+    assert run("prepare", place.file)[0] == 0
+    (store,) = (place.root / "clip-stores").iterdir()
+    assert store.name == "3+4+6f-274px-q90"
+    for frames in (3, 4, 6):
+        for size in (32, 240):
+            data = place.experiment.override({"data.frames": frames, "data.size": size, "data.store": str(store)}).data
+            clips = ClipDataset.of(load_dataset(data), "val", data)
+            assert clips[0]["video"].shape == (frames, 3, data.side, data.side)
+
+
+# What it leaves alone
+
+
+def test_where_nothing_is_to_be_done_ray_is_not_even_imported(run, place):
+    assert run("prepare", place.file)[0] == 0
+    before = place.shards(), (place.store / "manifest.json").read_bytes()
+    again = start(place.file, code=MODULE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, errors = again.communicate(timeout=120)
+    assert (again.returncode, errors) == (0, "imported: torch\n")
+    assert said.startswith(f"{place.store}: {CLIPS} clips in ")
+    assert (place.shards(), (place.store / "manifest.json").read_bytes()) == before
+
+
+def test_annotations_that_grow_add_what_is_new(run, place):
+    assert run("prepare", place.file, "data.max_clips=10")[0] == 0
+    first = place.shards()
+    held = place.ids(first)
+    assert len(held) == 20
+    assert run("prepare", place.file)[0] == 0
+    assert place.manifest.clips == CLIPS
+    later = place.shards()
+    assert first.items() <= later.items()
+    added = place.ids(later.keys() - first.keys())
+    assert len(added) == CLIPS - 20
+    assert not added & held
+
+
+def test_a_video_that_has_changed_is_found_and_read_again(run, place):
+    assert run("prepare", place.file)[0] == 0
+    assert run("prepare", place.file, "--verify")[:2] == (0, "0 faults\n")
+    first = place.shards()
+    changed, *_, other = place.videos
+    shutil.copyfile(other, changed)
+    theirs = {id for id in place.ids(first) if id.startswith(f"{changed.stem}_")}
+    assert len(theirs) == 6
+
+    code, said, errors = run("train", place.file, "--dry-run", "--storage", place.folder / "results")
+    assert (code, said) == (2, "")
+    assert f"1 videos have changed since it was made ({changed.stem}): run `raylab prepare`" in errors
+
+    code, said, _ = run("prepare", place.file, "--verify")
+    assert code == 1
+    faulty = {id for id in theirs if re.search(rf": clip {id} (differs from|has other frames than) {changed}", said)}
+    assert len(faulty) > 0
+    assert f"\n{len(faulty)} faults\n" in said
+
+    assert run("prepare", place.file)[0] == 0
+    later = place.shards()
+    assert place.ids(later.keys() - first.keys()) == theirs
+    assert run("prepare", place.file, "--verify")[:2] == (0, "0 faults\n")
+    assert run("train", place.file, "--dry-run", "--storage", place.folder / "results")[0] == 0
+
+
+def test_damaged_and_deleted_shards_are_found_and_written_again(run, place):
+    assert run("prepare", place.file)[0] == 0
+    damaged, deleted, *_ = (shard_path(place.store, name) for name in place.manifest.shards)
+    whole = {path: path.read_bytes() for path in (damaged, deleted)}
+    content = bytearray(whole[damaged])
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    deleted.unlink()
+    code, said, _ = run("prepare", place.file, "--verify")
+    assert code == 1
+    assert said.startswith(f"{damaged}: is damaged\n{deleted}: is gone\n2 faults\nto mend it, delete shards")
+
+    damaged.unlink()
+    assert run("prepare", place.file)[0] == 0
+    assert run("prepare", place.file, "--verify")[:2] == (0, "0 faults\n")
+    assert place.manifest.clips == CLIPS
+
+
+def test_clips_that_cannot_be_read_are_listed_counted_and_tolerated_up_to_a_share(run, place):
+    broken = place.videos[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 4])
+    code, said, _ = run("prepare", place.file)
+    assert code == 1
+    listed = place.manifest.unreadable
+    assert {clip.video for clip in listed} == {broken.stem}
+    assert len(listed) == 6
+    assert place.manifest.clips == CLIPS - 6
+    assert ", 6 unreadable\n" in said
+    assert all(f"  {clip.id}: {clip.reason}\n" in said and str(broken) in clip.reason for clip in listed)
+    assert "more than 1% of the clips cannot be read; all are in manifest.json" in said
+    assert run("prepare", place.file, "--tolerance", "0.1")[0] == 0
+
+    code, said, _ = run("train", place.file, "--dry-run", "--storage", place.folder / "results")
+    assert code == 0
+    assert re.search(r"(train|val): \d+ clips, 6 unreadable\n", said)
+    kept = sum(
+        len(ClipDataset.of(load_dataset(place.experiment.data), split, place.experiment.data))
+        for split in ("train", "val")
+    )
+    assert kept == CLIPS - 6
+
+    first = place.shards()
+    broken.write_bytes(whole)
+    assert run("prepare", place.file)[0] == 0
+    assert place.manifest.unreadable == []
+    assert len(place.ids(place.shards().keys() - first.keys())) == 6
+
+
+# On its way
+
+
+def test_off_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "LINE_SECONDS", 0)
+    parts = [(16, 0), (16, 2), (8, 0)]
+    assert list(prepare.watched(iter(parts), 40)) == parts
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"[\d,]+\.\d clips/s, about \d+:\d\d:\d\d", "…", line) for line in lines] == [
+        *("16 of 40 clips, … left", "32 of 40 clips, … left", "40 of 40 clips, … left")
+    ]
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is(place):
+    connect()
+    ours, theirs = pty.openpty()
+    cluster = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "TERM": "xterm-256color", "COLUMNS": "100"}
+    process = start(place.file, stdout=theirs, stderr=theirs, environment=cluster)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", said.decode())
+    assert re.search(rf"━ +{CLIPS}/{CLIPS} clips, [\d.]+ clips/s +0:00:00", shown), shown
+    assert f": {CLIPS} clips in " in shown.replace("\r\n", "")
+
+
+def test_interrupted_it_ends_with_all_its_processes_and_the_same_command_goes_on(run, tmp_path, small_experiment):
+    place = Place(tmp_path, small_experiment, repeats=8)
+    process = start(place.file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    parts = place.store / "parts"
+    wait_for(lambda: list(parts.glob("*.arrow")), process)
+    process.send_signal(signal.SIGSTOP)  # now it cannot end before all this is checked
+
+    code, said, errors = run("prepare", place.file)
+    assert (code, said) == (2, "")
+    assert errors == f"error: {place.store}: another process is preparing this store: wait for it to end\n"
+
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in children)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.send_signal(signal.SIGCONT)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said == "interrupted: the same command goes on from here\n"
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert place.manifest is None
+
+    finished = {path.stem: stamp(shard_path(place.store, path.stem)) for path in parts.glob("*.arrow")}
+    assert run("prepare", place.file)[0] == 0
+    assert place.manifest.clips == 8 * CLIPS
+    assert finished.items() <= place.shards().items()
+    assert len(finished) < len(place.shards())
