@@ -106,11 +106,12 @@ def readers(path: Path, kind: Kind, clips: Sequence[Clip]) -> dict[str, Reader]:
 
     from_video = {name: partial(read, decode) for name, decode in decoders.items()}
     limit = jpeg_reader(clips, from_video[REFERENCE])
-    return {"raylab, clip store": store_reader(path, clips), **from_video, LIMIT: limit}
+    return {**store_readers(path, clips), **from_video, LIMIT: limit}
 
 
-def store_reader(path: Path, clips: Sequence[Clip]) -> Reader:
-    """A clip store of these clips beside the file, read as a loader process reads it."""
+def store_readers(path: Path, clips: Sequence[Clip]) -> dict[str, Reader]:
+    """A clip store of these clips beside the file, read into memory of its own for each clip, and into a place that lies
+    ready."""
     folder, settings, sources = path.with_suffix(".store"), StoreSettings(frames=(FRAMES,)), {path.stem: path}
     folder.mkdir()
     table = ClipTable.of(clips)
@@ -122,7 +123,13 @@ def store_reader(path: Path, clips: Sequence[Clip]) -> Reader:
     config = DataConfig(frames=FRAMES, store=str(folder))
     dataset = ClipDataset(table, {}, config, find_store(config, folder, {"all": table})[0]["all"])
     rows = {clip.id: row for row, clip in enumerate(table)}
-    return lambda clip: dataset[rows[clip.id]]["video"]
+    place = torch.empty(dataset.shape, dtype=torch.uint8)
+
+    def read_in_place(clip: Clip) -> Tensor:
+        dataset.decode(rows[clip.id], place)
+        return place.permute(0, 3, 1, 2)
+
+    return {"raylab, clip store": lambda clip: dataset[rows[clip.id]]["video"], "the same, in place": read_in_place}
 
 
 def jpeg_reader(clips: Sequence[Clip], read: Reader) -> Reader:

@@ -11,6 +11,7 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",  # explicit, and alike on driver, head and workers
+    "RAY_prestart_worker_first_driver": "0",  # one process for each CPU, without the runtime_env below: never used
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports pass one per interval; the default is 2 s
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on driver and workers

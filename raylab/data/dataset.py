@@ -118,7 +118,7 @@ class ClipDataset(TorchDataset[Sample]):
             RaylabError: its frames cannot be read; names the clip and the file.
         """
         video = torch.empty(self.shape, dtype=torch.uint8)
-        clip = self._decode(index, video)
+        clip = self.decode(index, video)
         return {"video": video.permute(0, 3, 1, 2), "id": clip.id, "labels": clip.labels}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | EncodedBatch:
@@ -133,7 +133,7 @@ class ClipDataset(TorchDataset[Sample]):
         if self._stored and self._config.jpeg == "gpu":
             return self._encoded(self._stored, indices)
         video = _empty((len(indices), *self.shape))
-        clips = [self._decode(index, place) for index, place in zip(indices, video, strict=True)]
+        clips = [self.decode(index, place) for index, place in zip(indices, video, strict=True)]
         return {"video": video.permute(0, 1, 4, 2, 3), **_described(clips)}
 
     def _encoded(self, stored: StoredFrames, indices: Sequence[int]) -> EncodedBatch:
@@ -149,7 +149,12 @@ class ClipDataset(TorchDataset[Sample]):
         """Frames, height, width and channels of one clip in memory."""
         return self._config.frames, self._config.side, self._config.side, 3
 
-    def _decode(self, index: int, place: Tensor) -> Clip:
+    def decode(self, index: int, place: Tensor) -> Clip:
+        """Decode one clip into `place`, uint8 of the shape `shape`; its annotation.
+
+        Raises:
+            RaylabError: its frames cannot be read; names the clip and the file.
+        """
         clip = self.clip(index)
         try:
             self._frames.read(index, clip, place)

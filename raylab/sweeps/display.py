@@ -51,7 +51,8 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         row = self.rows.setdefault(trial.config[NAME], {"last": {}})
-        row |= {"state": "running", "values": trial.config["values"], "since": time.monotonic()}
+        row |= {"state": "created", "values": trial.config["values"]}
+        self.start()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -71,7 +72,9 @@ class Watch(Callback):  # type: ignore[misc]
 
     def end(self, trial: Trial, state: str) -> None:
         row = self.rows[trial.config[NAME]]
-        row |= {"state": state, "took": time.monotonic() - row["since"]}
+        now = time.monotonic()
+        row |= {"state": state, "took": now - row.get("since", now)}
+        self.start()
         if not self.console.is_terminal:
             last = row["last"]
             best = f"{last[OBJECTIVE]:.4f}" if OBJECTIVE in last else "–"
@@ -79,6 +82,13 @@ class Watch(Callback):  # type: ignore[misc]
                 f"{trial.config[NAME]}: {state} after {last.get('epoch', 0)} epochs, best {self.space.search.metric} "
                 f"{best}; {self.ended} of {self.trials} trials, {self.left()}"
             )
+
+    def start(self) -> None:
+        """One more trial than run at once has been made ready: the next begins where one has ended."""
+        waiting = [row for row in self.rows.values() if row["state"] == "created"]
+        running = sum(row["state"] == "running" for row in self.rows.values())
+        for row in waiting[: max(self.concurrent - running, 0)]:
+            row |= {"state": "running", "since": time.monotonic()}
 
     @property
     def ended(self) -> int:

@@ -38,9 +38,15 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     Trials come in this order: those an earlier process left unfinished, then the documented
     configurations, then sampled ones. The sampler is seeded by (seed, trial number): what it proposes
     depends on the results known at that moment, and on nothing else.
+
+    Args:
+        space: what to search.
+        journal: the study's file.
+        concurrent: how many trials train at once. No more than that start up at once: one asked for beyond
+            them would slow them down. It is proposed when one of them has reported.
     """
 
-    def __init__(self, space: SearchSpace, journal: Path) -> None:
+    def __init__(self, space: SearchSpace, journal: Path, concurrent: int = 1) -> None:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sampler = SAMPLERS[space.search.sampler]
@@ -57,6 +63,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             for name, values in space.documented.items():
                 self.study.enqueue_trial(values, user_attrs={NAME: name})
         self.unfinished = [t for t in self.trials if t.state == TrialState.RUNNING]
+        self.concurrent = concurrent
+        self.starting: set[str] = set()
 
     @property
     def study(self) -> optuna.Study:
@@ -72,8 +80,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Trials that are known but have not ended."""
         return [t for t in self.trials if not t.state.is_finished()]
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """`{"name": run name, "values": {dotted setting: value}}`."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """`{"name": run name, "values": {dotted setting: value}}`; None: ask again later."""
+        if len(self.starting) >= self.concurrent:
+            return None
+        self.starting.add(trial_id)
         if self.unfinished:
             left = self.unfinished.pop(0)
             self._ot_trials[trial_id] = Trial(self.study, left._trial_id)
@@ -81,6 +92,14 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             self.study.sampler = self.sampler(_seed(self.seed, len(self.trials)))
         values = super().suggest(trial_id)
         return {NAME: trial_name(self._ot_trials[trial_id]), "values": values}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.starting.discard(trial_id)
+        super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.starting.discard(trial_id)
+        super().on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the record, and Ray's own state is not read back."""

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from typing import Any
 import optuna
 import ray
 from ray import tune
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -53,12 +55,12 @@ def run_sweep(
     concurrent = min(demand.fits(nodes), space.search.max_concurrent or sys.maxsize)
     journal = folder.journal()
     mend_journal(journal)
-    search = StudySearch(space, journal)
+    search = StudySearch(space, journal, concurrent)
     settle(folder, search)
 
     ended = [trial_name(trial) for trial in search.trials if trial.state.is_finished()]
     left = max(space.search.trials - len(ended), 0)
-    keeper = Keeper(folder, space.search.keep_trials)
+    keeper = Keeper(folder, space.search.keep_trials, concurrent)
     if left:
         callbacks = [keeper, *([watch(folder, space.search.trials, concurrent)] if watch else [])]
         # The driver of a trial waits on its workers: it takes no CPU, and stays on the head.
@@ -70,7 +72,7 @@ def run_sweep(
             search_alg=search,
             scheduler=scheduler(space, folder, ended),
             num_samples=left,
-            max_concurrent_trials=min(concurrent, left),
+            max_concurrent_trials=min(concurrent + 1, left),  # one is made ready while the others train: `Turn`
         )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial's cause is in the table
         with tempfile.TemporaryDirectory(prefix="raylab-tune-") as bookkeeping:
@@ -86,24 +88,44 @@ def run_trial(config: dict[str, Any], space: SearchSpace, folder: Folder, demand
     run = SweepFolder(folder).run(config[NAME])
     run.create(space.trial(config["values"]), sweep=space.name)
     try:
-        launch(run, demand, callbacks=[TuneReportCallback()])
+        launch(run, demand, callbacks=[TuneReportCallback(), Turn(run)])
     except TrainingFailed as error:
         raise RuntimeError(str(error)) from None
     tune.report(run.history()[-1])  # a run that had ended before reports nothing else
 
 
-class Keeper(Callback):  # type: ignore[misc]
-    """Keeps the sweep's folder true as trials end: states, pruned checkpoints, study and leaderboard."""
+class Turn(WorkerGroupCallback):  # type: ignore[misc]
+    """Holds a run's workers back until its state is `running`, which is for the `Keeper` to say.
 
-    def __init__(self, folder: SweepFolder, keep_trials: int) -> None:
+    The driver and the controller of a trial need seconds to start, so they do it while another trial trains.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        while self.run.status()["state"] != "running":
+            time.sleep(0.2)
+
+
+class Keeper(Callback):  # type: ignore[misc]
+    """Keeps the sweep's folder true as trials begin and end: states, pruned checkpoints, study and leaderboard."""
+
+    def __init__(self, folder: SweepFolder, keep_trials: int, concurrent: int) -> None:
         self.folder = folder
         self.keep_trials = keep_trials
+        self.concurrent = concurrent
+        self.started: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.give_turns(trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         run = self.folder.run(trial.config[NAME])
         if run.status()["state"] not in ENDED:
             run.set_status("stopped")
         self.settle(run)
+        self.give_turns([other for other in trials if other is not trial])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         run = self.folder.run(trial.config[NAME])
@@ -112,6 +134,15 @@ class Keeper(Callback):  # type: ignore[misc]
         known = status["error"] if status["state"] == "failed" else None  # the worker itself may have said why
         run.fail(known or details.strip().splitlines()[-1].removeprefix("RuntimeError: "), details)
         self.settle(run)
+        self.give_turns([other for other in trials if other is not trial])
+
+    def give_turns(self, trials: list[Trial]) -> None:
+        """Let trials train where others have ended, in the order in which they were proposed."""
+        alive = [trial.config[NAME] for trial in trials if not trial.is_finished()]
+        for name in alive[: self.concurrent]:
+            if name not in self.started:
+                self.started.add(name)
+                self.folder.run(name).set_status("running")
 
     def settle(self, run: RunFolder | None = None) -> None:
         if run:
@@ -135,6 +166,8 @@ def settle(folder: SweepFolder, search: StudySearch) -> None:
             search.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         elif status["state"] in ("finished", "stopped") and history:
             search.study.tell(trial.number, history[-1][OBJECTIVE])
+        elif status["state"] != "created":
+            run.set_status("created")  # until it has its turn again
     search.unfinished = [trial for trial in search.remaining if trial.state == optuna.trial.TrialState.RUNNING]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import ray.train
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2.api.callback import UserCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from raylab.cluster.capacity import Demand
 from raylab.config import Experiment
@@ -19,7 +21,7 @@ class TrainingFailed(RuntimeError):
     """A run that ended in an error; the message is the cause."""
 
 
-def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None = None) -> None:
+def launch(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback] | None = None) -> None:
     """Train the experiment of `run` on `demand.workers` workers, resuming what is there.
 
     Args:
@@ -34,7 +36,6 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None 
     if run.status()["state"] == "finished":
         return
     experiment = run.experiment
-    run.set_status("running")
     # Ray keeps its own bookkeeping apart; raylab's checkpoints and metrics do not depend on it.
     bookkeeping = run.folder / "ray"
     trainer = TorchTrainer(
@@ -53,6 +54,9 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[UserCallback] | None 
             callbacks=callbacks or [],
         ),
     )
+    # A cluster's first controller would start these two and wait; so they start while it does.
+    get_or_create_autoscaling_coordinator()
+    get_or_create_state_actor()
     try:
         trainer.fit()
     except Exception as error:
@@ -73,6 +77,8 @@ def train_worker(config: dict[str, Any]) -> None:
     run = RunFolder(config["run"])
     experiment: Experiment = run.experiment
     worker = Worker.current(get_device())
+    if worker.rank == 0:
+        run.set_status("running")
 
     def report(row: dict[str, Any]) -> None:
         ray.train.report(row)

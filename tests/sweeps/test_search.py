@@ -5,12 +5,13 @@ import json
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.experiment import Trial
 
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
-from raylab.sweeps.search import OBJECTIVE, ResumedASHA, StudySearch, mend_journal, trial_name
+from raylab.sweeps.search import NAME, OBJECTIVE, ResumedASHA, StudySearch, mend_journal, trial_name
 from raylab.sweeps.space import SearchSpace
-from raylab.sweeps.sweep import settle
+from raylab.sweeps.sweep import Keeper, Turn, settle
 
 
 @pytest.fixture
@@ -60,10 +61,10 @@ def test_tpe_beats_chance_after_its_start(space, tmp_path):
 
 
 def test_unfinished_trials_are_handed_out_again_under_their_names(space, tmp_path):
-    search = StudySearch(space, tmp_path / "study")
+    search = StudySearch(space, tmp_path / "study", concurrent=3)
     run_trials(search, 7)
     lost = [search.suggest("lost8"), search.suggest("lost9")]  # never told: the process dies here
-    again = StudySearch(space, tmp_path / "study")
+    again = StudySearch(space, tmp_path / "study", concurrent=3)
     assert [trial_name(t) for t in again.unfinished] == ["config8", "trial009"]
     assert [again.suggest("a"), again.suggest("b")] == lost
     assert again.suggest("c")["name"] == "trial010"
@@ -72,7 +73,7 @@ def test_unfinished_trials_are_handed_out_again_under_their_names(space, tmp_pat
 def test_trials_that_ended_unheard_are_told_to_the_study(space, tmp_path):
     folder = SweepFolder(Folder.open(tmp_path / "sweep"))
     folder.create(space, {})
-    search = StudySearch(space, folder.journal())
+    search = StudySearch(space, folder.journal(), concurrent=3)
     for index in range(3):
         config = search.suggest(str(index))
         folder.run(config["name"]).create(space.trial(config["values"]), space.name)
@@ -91,6 +92,35 @@ def test_trials_that_ended_unheard_are_told_to_the_study(space, tmp_path):
     )
     assert search.trials[0].value == 0.25
     assert [trial_name(t) for t in search.unfinished] == ["config3"]
+    assert folder.run("config3").status()["state"] == "created"  # it waits for its turn again
+
+
+def test_one_trial_more_than_run_at_once_is_proposed_when_one_of_them_has_reported(space, tmp_path):
+    search = StudySearch(space, tmp_path / "study", concurrent=2)
+    assert [search.suggest(name)["name"] for name in "ab"] == ["config1", "config2"]
+    assert search.suggest("c") is None
+    search.on_trial_result("b", {OBJECTIVE: 0.1, "training_iteration": 1})
+    assert search.suggest("c")["name"] == "config3"
+    assert search.suggest("d") is None
+    search.on_trial_complete("a", error=True)  # without a single report
+    assert search.suggest("d")["name"] == "config4"
+
+
+def test_trials_train_in_the_order_of_their_proposals_and_no_more_at_once_than_fit(space, tmp_path):
+    folder = SweepFolder(Folder.open(tmp_path / "sweep"))
+    folder.create(space, {})
+    trials = [
+        Trial("driver", config={NAME: name, "values": {}}, stub=True) for name in ("config1", "config2", "config3")
+    ]
+    runs = [folder.run(trial.config[NAME]) for trial in trials]
+    for run in runs:
+        run.create(space.trial({}), space.name)
+    keeper = Keeper(folder, keep_trials=1, concurrent=1)
+    keeper.on_trial_start(0, trials, trials[1])  # its driver was up first
+    assert [run.status()["state"] for run in runs] == ["running", "created", "created"]
+    keeper.on_trial_complete(0, trials, trials[0])
+    assert [run.status()["state"] for run in runs] == ["stopped", "running", "created"]
+    Turn(runs[1]).before_worker_group_start(None)  # returns
 
 
 def test_a_torn_journal_and_a_dead_lock_are_mended(space, tmp_path):

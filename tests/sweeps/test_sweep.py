@@ -16,6 +16,7 @@ from raylab.errors import RaylabError
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.space import SearchSpace
+from raylab.training.runfolder import ENDED
 
 TIMED = ["seconds"]
 
@@ -42,7 +43,10 @@ def space_data(experiment, **search):
 
 def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path, small_experiment):
     data = space_data(
-        small_experiment.override({"optim.name": "sgd", "train.clip_norm": None}), trials=3, keep_trials=1
+        small_experiment.override({"optim.name": "sgd", "train.clip_norm": None}),
+        trials=3,
+        keep_trials=1,
+        max_concurrent=1,
     )
     data["space"]["optim.lr"] = {"choice": [1e-3, 1e-2, 1e30]}
     for row, rate in zip(data["documented"].values(), (1e-3, 1e30, 1e-2), strict=True):
@@ -67,6 +71,11 @@ def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path
     pd.testing.assert_frame_equal(
         written, pd.read_parquet(tmp_path / "mixed" / "leaderboard.parquet"), check_dtype=False
     )
+
+    trials = [tmp_path / "mixed" / "trials" / name for name in ("low", "middle", "high")]
+    ended = [(trial / "status.json").stat().st_mtime for trial in trials]
+    began = [(trial / "tensorboard").stat().st_mtime for trial in trials]
+    assert sorted([*began, *ended]) == [began[0], ended[0], began[1], ended[1], began[2], ended[2]]
 
     touched = {run.name: run.status()["time"] for run in sweep.runs()}
     again = raylab.sweep(space.override(["search.trials=4"]), storage=tmp_path, quiet=True)
@@ -93,7 +102,7 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_never_disturbed(tmp_path, smal
     process.kill()
     process.wait()
     psutil.wait_procs(descendants, timeout=60)
-    ended = {run.name: run.status()["time"] for run in sweep.runs() if run.status()["state"] != "running"}
+    ended = {run.name: run.status()["time"] for run in sweep.runs() if run.status()["state"] in ENDED}
     assert set(ended) == {"low", "middle"}
     assert states(sweep)["high"] == "running"
     step = sweep.run("high").latest().step
