@@ -110,8 +110,7 @@ def readers(path: Path, kind: Kind, clips: Sequence[Clip]) -> dict[str, Reader]:
 
 
 def store_readers(path: Path, clips: Sequence[Clip]) -> dict[str, Reader]:
-    """A clip store of these clips beside the file, read into memory of its own for each clip, and into a place that lies
-    ready."""
+    """A clip store of these clips beside the file, read into memory of its own, or into a place that lies ready."""
     folder, settings, sources = path.with_suffix(".store"), StoreSettings(frames=(FRAMES,)), {path.stem: path}
     folder.mkdir()
     table = ClipTable.of(clips)
