@@ -141,16 +141,16 @@ class Contest:
         self.bare_model = model
         mean, std = (255 * torch.tensor(value, device=device).view(3, 1, 1) for value in (model.mean, model.std))
         scale, size = 1 / std, [experiment.data.size] * 2
-        network = DistributedDataParallel(model) if dist.is_initialized() else model
+        network = DistributedDataParallel(model, gradient_as_bucket_view=True) if dist.is_initialized() else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=experiment.optim.lr, weight_decay=0.0, fused=True)
         precision = loop.DTYPES[experiment.train.precision]
         model.train()
 
         def epoch() -> None:
             for batch in self.batches:
-                video = functional.center_crop(batch["video"].to(device, non_blocking=True), size)
+                video = floats(functional.center_crop(batch["video"].to(device, non_blocking=True), size))
                 with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-                    logits = network(video.float().sub_(mean).mul_(scale))
+                    logits = network(video.sub_(mean).mul_(scale))
                     labels = {head: value.to(device, non_blocking=True) for head, value in batch["labels"].items()}
                     loss = total_loss(logits, labels)
                 loss.backward()
@@ -169,7 +169,7 @@ class Contest:
 
         def collate(batches: list[Batch]) -> dict[str, Tensor]:
             (batch,) = batches
-            video = functional.center_crop(batch["video"], size).float().sub_(mean).mul_(scale)
+            video = floats(functional.center_crop(batch["video"], size)).sub_(mean).mul_(scale)
             return {"pixel_values": video, "labels": torch.stack([batch["labels"][head] for head in model.heads])}
 
         def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -229,6 +229,11 @@ class Marks(TrainerCallback):
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         self.time = Time.now().since(self.start)
+
+
+def floats(video: Tensor) -> Tensor:
+    """In the layout of convolutions' weights; the loader has it channels last."""
+    return video.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def total_loss(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:

@@ -158,7 +158,8 @@ class ClipTransform:
             self.mean, self.scale = self.mean.to(video.device), self.scale.to(video.device)
         if self.recipe is None:
             cropped: Tensor = functional.center_crop(video, [self.size, self.size])
-            return cropped.float().sub_(self.mean).mul_(self.scale)
+            # Not channels last, as the loader has them: convolutions would follow, against the layout of their weights.
+            return cropped.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).mul_(self.scale)
         draws = [self.draw(self.recipe, id, epoch, video.shape[-1]) for id in ids]
         warps = _send([draw.warp for draw in draws], video.device)
         colours = _send([draw.colour for draw in draws], video.device)

@@ -96,8 +96,11 @@ def test_training_reads_the_store_even_when_the_videos_are_gone(run, place):
 
     for video in place.videos:
         video.rename(place.folder / video.name)
-    finished = raylab.fit(place.experiment, storage=place.folder / "results")
+    experiment = place.experiment.override({"data.stage": str(place.folder)})
+    finished = raylab.fit(experiment, storage=place.folder / "results")
     assert (finished.state, finished.epochs) == ("finished", 2)
+    copies = {path.stem for path in place.folder.glob("raylab-*/shards/*.arrow")}
+    assert copies == {shard.digest for shard in shards.values()}, "of what was read, on the node's own disk"
 
 
 def test_the_demo_of_a_sweep(run, tmp_path):

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -15,13 +16,15 @@ from scenes import building, clip, encode, numbers, prepare, spread_over
 from torch.utils.data import DataLoader
 
 from raylab.config import DataConfig
+from raylab.data.augment import ClipTransform
 from raylab.data.clips import Clip, ClipTable
-from raylab.data.dataset import Batch, ClipDataset, EvalBatches
+from raylab.data.dataset import Batch, ClipDataset, EvalBatches, make_loader
 from raylab.data.store import index
 from raylab.data.store.manifest import MANIFEST, Manifest
 from raylab.data.store.reader import Store, StoredFrames
 from raylab.data.store.shards import shard_path
 from raylab.errors import RaylabError
+from raylab.training.prefetch import Prefetch
 
 CONFIG = DataConfig(frames=4, size=28, loader_workers=0)
 SIDE = 32  # 28 · 256 / 224
@@ -73,6 +76,38 @@ def test_a_store_at_a_frame_rate_gives_the_nearest_frames(sources: dict[str, Pat
         assert np.abs(np.array(numbers(found[0]["video"])) - exact).max() <= 1
         assert np.abs(np.array(numbers(found[1]["video"])) - exact).max() <= 1.5  # numbers are rounded first
         assert set(numbers(found[2]["video"])) <= {3, 4}
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("size", [28, 14, 10])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_jpeg_can_be_decoded_where_the_model_is(folder: Path, device: str, size: int, workers: int) -> None:
+    decoded, encoded = (
+        open_clips(folder, config=CONFIG.model_copy(update={"size": size, "jpeg": jpeg, "loader_workers": workers}))
+        for jpeg in ("cpu", "gpu")
+    )
+    transform = ClipTransform(CONFIG.model_copy(update={"size": size}), train=False, seed=0)
+
+    def batches(dataset: ClipDataset) -> Iterator[Batch]:
+        config = CONFIG.model_copy(update={"loader_workers": workers})
+        loader = make_loader(dataset, EvalBatches(len(dataset), 5, 0, 1), config, pin=device == "cuda")
+        return Prefetch(torch.device(device))(loader, transform, epoch=0)
+
+    for batch, other in zip(batches(decoded), batches(encoded), strict=True):
+        assert batch["ids"] == other["ids"]
+        assert all(torch.equal(batch["labels"][head], other["labels"][head]) for head in ("verb", "noun"))
+        assert batch["video"].shape == other["video"].shape
+        assert 58 * (batch["video"] - other["video"]).abs().mean() < 1.5, "of 255"
+    assert encoded.__getitems__([0])["images"].dtype == torch.uint8
+    assert torch.equal(encoded[0]["video"], decoded[0]["video"]), "single clips are decoded at once"
+
+
+def test_without_a_store_there_is_no_jpeg_to_decode_on_the_gpu(sources: dict[str, Path]) -> None:
+    with pytest.raises(RaylabError, match=r"data\.jpeg = gpu: there is no clip store .*: run `raylab prepare`"):
+        ClipDataset(CLIPS, sources, CONFIG.model_copy(update={"jpeg": "gpu"}))
 
 
 def test_a_batch_holds_its_clips_in_order(folder: Path) -> None:
