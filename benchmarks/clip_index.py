@@ -115,10 +115,12 @@ def open_stored(config: DataConfig) -> Any:
 
 
 def write_index(config: DataConfig, folder: Path) -> None:
-    """A clip store without its shards: what is opened before the first frame is read."""
+    """A clip store with empty shards: what is opened before the first frame is read."""
     from raylab.data.store import index
+    from raylab.data.store.shards import shard_path
 
     dataset = load_dataset(config)
+    (folder / "shards").mkdir(parents=True)
     shards = {}
     tables = []
     for clips in (split.clips for split in dataset.splits.values()):
@@ -126,6 +128,7 @@ def write_index(config: DataConfig, folder: Path) -> None:
             name = f"{len(shards):024x}"
             held = list(clips.take(range(first, min(first + 256, len(clips)))))
             tables.append(index.rows_of(name, [(clip, bytes(16)) for clip in held], {}))
+            shard_path(folder, name).touch()
             shards[name] = Shard(clips=len(held), bytes=0, digest="")
     rows, name = index.merge(tables), f"index-{0:016x}.arrow"
     index.write_rows(folder / name, rows)

@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray._raylet import Config  # type: ignore[attr-defined]
 
+from raylab.errors import RaylabError
+
 SETTINGS = {
     "RAY_AUTH_MODE": "token",  # explicit, and alike on driver, head and workers
     "RAY_prestart_worker_first_driver": "0",  # one process for each CPU, without the runtime_env below: never used
@@ -27,6 +29,9 @@ def connect() -> list[dict[str, Any]]:
 
     Returns:
         The resources of each living node.
+
+    Raises:
+        RaylabError: `$RAY_ADDRESS` names a cluster that does not answer.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -43,9 +48,11 @@ def connect() -> list[dict[str, Any]]:
             if address == "local":
                 raise ConnectionError
             ray.init(address=address, **common)
-        except ConnectionError:
+        except ConnectionError as error:
             if address not in ("auto", "local"):
-                raise
+                raise RaylabError(
+                    f"RAY_ADDRESS = {address}: no cluster answers there ({error}): start it, or unset RAY_ADDRESS"
+                ) from None
             # Without the dashboard's State API a stopped trial's resources are never freed.
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **common)
     token = Path.home() / ".ray" / "auth_token"
