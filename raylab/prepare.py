@@ -30,6 +30,7 @@ from raylab.data.store.manifest import MANIFEST, Manifest, StoreSettings
 from raylab.data.store.sources import look, read_seen, write_seen
 from raylab.errors import RaylabError
 from raylab.sweeps.space import find
+from raylab.train import load_experiment
 from raylab.tune import choose
 
 Counts = Iterable[tuple[int, int]]
@@ -156,10 +157,8 @@ def variants(name: str, overrides: list[str], demo: bool) -> tuple[Experiment, l
     Returns:
         The experiment, the numbers of frames that its trials sample, and the largest square they need, in pixels.
     """
-    if "space" not in (content := read_yaml(find(name))):
-        if demo:
-            raise RaylabError(f"{name} is one experiment: it has no demo")
-        experiment = Experiment.parse(content, name).override(parse_overrides(overrides))
+    if "space" not in read_yaml(find(name)):
+        experiment = load_experiment(name, demo=demo).override(parse_overrides(overrides))
         return experiment, [experiment.data.frames], experiment.data.side
     space = choose(name, overrides, demo, None)
     side = space.experiment.override({"data.size": max(space.values("data.size"))}).data.side

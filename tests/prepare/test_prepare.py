@@ -41,7 +41,10 @@ finally:
         (["epic_phase2", "optim.lrr=1"], ["unknown setting optim.lrr: did you mean optim.lr?"]),
         (["epic_phase2"], ["annotations not found", "set data.root=PATH"]),
         (["absent.yaml"], ["absent.yaml: no such file"]),
-        (["experiment.yaml", "--demo"], ["experiment.yaml is one experiment: it has no demo"]),
+        (
+            ["experiment.yaml", "--demo"],
+            ["experiment.yaml is one experiment: it has neither documented configurations nor a demo"],
+        ),
         (["sweep.yaml"], ["space: data.frames is continuous: search it by choice or randint"]),
         (["experiment.yaml", "--quality", "0"], ["quality = 0: input should be greater than or equal to 1"]),
         (["experiment.yaml", "--fps", "-1"], ["fps = -1.0: input should be greater than 0"]),
