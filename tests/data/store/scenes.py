@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import islice
@@ -14,8 +16,11 @@ from torch import Tensor
 from torchvision.io import write_jpeg
 
 from raylab.data.clips import Clip, ClipTable
+from raylab.data.footage import positions, read_positions
+from raylab.data.store import jpeg
 from raylab.data.store.build import Building
 from raylab.data.store.manifest import Manifest, StoreSettings
+from raylab.data.store.shards import read_clip, shard_path
 from raylab.data.store.sources import look, read_seen, write_seen
 
 FPS, COUNT = 25, 50
@@ -90,3 +95,65 @@ def prepare(
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def held(store: Building) -> dict[str, tuple[str, int]]:
+    """Clip id → its shard and row."""
+    return {row["id"]: (row["shard"], row["row"]) for row in store.rows().to_pylist() if row["shard"]}
+
+
+def shown(store: Building, id: str, frames: int | None = None) -> list[int]:
+    """The numbers of the pictures that the store has of a clip."""
+    shard, row = held(store)[id]
+    stored = read_clip(shard_path(store.folder, shard), row, frames)
+    return numbers(jpeg.decode_whole(stored.squares, stored.sides, wide=stored.width > stored.height))
+
+
+def shown_directly(clip: Clip, source: Path, frames: int = 4) -> list[int]:
+    return numbers(read_positions(source, positions(clip, source, frames), "pyav"))
+
+
+def planned(store: Building, clips: list[Clip], sources: dict[str, Path]) -> tuple[object, ...]:
+    from raylab.data.clips import ClipTable
+
+    return ClipTable.of(clips), [store.settings.content_key("ab", each) for each in clips], sources
+
+
+DAMAGE = """
+import random, sys
+from pathlib import Path
+from raylab.errors import RaylabError
+{imports}
+
+whole, damaged = Path(sys.argv[1]), Path(sys.argv[1]).with_name("damaged.arrow")
+content, rng, refused = whole.read_bytes(), random.Random(0), 0
+for turn in range(1_500):
+    spoilt = bytearray(content)
+    at = rng.randrange(len(spoilt) - 8)
+    if turn % 2:
+        spoilt[at] ^= 1 << rng.randrange(8)
+    else:
+        spoilt[at : at + 8] = (1 << rng.randrange(40)).to_bytes(8, "little")
+    damaged.unlink(missing_ok=True)
+    damaged.write_bytes(spoilt[: rng.randrange(len(spoilt))] if turn % 10 == 0 else spoilt)
+    try:
+        {read}
+    except RaylabError as error:
+        assert str(damaged) in str(error)
+        refused += 1
+print(refused)
+"""
+
+
+def refusals(path: Path, imports: str, read: str) -> int:
+    """How many of 1,500 damaged copies of a file `read` refuses, in a process that is to live through them all.
+
+    Args:
+        path: the file, whole.
+        imports: what `read` needs, as source.
+        read: statements that read the file `damaged`.
+    """
+    code = DAMAGE.format(imports=imports, read=read)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)

@@ -1,7 +1,5 @@
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +9,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scenes import refusals
 
 from raylab.data.sampling import frame_numbers, frame_times
 from raylab.data.store.shards import (
-    OPEN_SHARDS,
     StoredClip,
     _open,
     digest,
@@ -127,51 +125,20 @@ def test_open_files_stay_few(tmp_path: Path) -> None:
     _open.cache_clear()
     write_shard(tmp_path / "0.arrow", [numbered([1.0])])
     process, before = psutil.Process(), psutil.Process().num_fds()
-    for number in range(OPEN_SHARDS + 50):
+    for number in range(300):
         link = tmp_path / f"{number}.arrow"
         if number:
             os.link(tmp_path / "0.arrow", link)
         read_clip(link, 0)
-    assert process.num_fds() - before <= OPEN_SHARDS
-    _open.cache_clear()
+    assert _open.cache_info().currsize == 300
     assert process.num_fds() < before + 10
-
-
-DAMAGED = """
-import random, sys
-from pathlib import Path
-from raylab.data.store.shards import _open, read_clip, reading
-from raylab.errors import RaylabError
-
-whole, damaged = Path(sys.argv[1]), Path(sys.argv[1]).with_name("damaged.arrow")
-content, rng, refused = whole.read_bytes(), random.Random(0), 0
-for turn in range(1_500):
-    spoilt = bytearray(content)
-    at = rng.randrange(len(spoilt) - 8)
-    if turn % 2:
-        spoilt[at] ^= 1 << rng.randrange(8)
-    else:
-        spoilt[at : at + 8] = (1 << rng.randrange(40)).to_bytes(8, "little")
-    damaged.unlink(missing_ok=True)
-    damaged.write_bytes(spoilt[: rng.randrange(len(spoilt))] if turn % 10 == 0 else spoilt)
-    _open.cache_clear()
-    try:
-        with reading(damaged):
-            clip = read_clip(damaged, 1, 2)
-            [bytes(image) for image in clip.squares]
-    except RaylabError as error:
-        assert str(damaged) in str(error)
-        refused += 1
-print(refused)
-"""
 
 
 def test_damage_is_an_error_or_another_image_but_never_a_crash(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.arrow", [numbered([1.0, 2.0, 3.0], id) for id in ("one", "two")])
-    command = [sys.executable, "-W", "ignore", "-c", DAMAGED, tmp_path / "a.arrow"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 300
+    imports = "from raylab.data.store.shards import _open, read_clip, reading"
+    read = "_open.cache_clear()\n        with reading(damaged): [bytes(i) for i in read_clip(damaged, 1, 2).squares]"
+    assert refusals(tmp_path / "a.arrow", imports, read) > 300
 
 
 def test_an_absent_shard_is_named_with_the_remedy(tmp_path: Path) -> None:
