@@ -20,6 +20,8 @@ VERBS = {
     "prepare": "raylab.prepare",
     "tune": "raylab.tune",
     "train": "raylab.train",
+    "evaluate": "raylab.evaluate",
+    "predict": "raylab.predict",
     "results": "raylab.results",
     "models": "raylab.models.__main__",
 }

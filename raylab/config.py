@@ -44,8 +44,11 @@ class ModelConfig(Section):
     """Which model, and how it is regularised."""
 
     name: str = Field("resnet50_transformer", description="a registered model")
+    scale: Literal["full", "tiny"] = Field("full", description="tiny: the same structure, small enough for demos")
     encoder: str | None = Field(None, description="any timm encoder, in place of the model's own")
-    pretrained: bool | UserPath = Field(True, description="ImageNet weights: true, false, or a path to a weight file")
+    pretrained: bool | UserPath = Field(
+        True, description="published weights: true, false, a weight file, or a hub repository as hf-hub:OWNER/NAME"
+    )
     dropout: Probability = Field(0.3, description="dropout in the temporal model and before the heads")
     drop_path: Probability = Field(0.0, description="stochastic depth in the temporal Transformer")
     frozen_blocks: int | None = Field(None, ge=0, description="encoder blocks kept fixed, after the stem")
@@ -63,7 +66,15 @@ class DataConfig(Section):
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")
     source: Literal["auto", "videos", "frames"] = Field("auto", description="video files or extracted frames")
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    split: Literal["official", "participant"] = Field(
+        "official", description="the published splits; or all clips, no participant in both train and val"
+    )
+    folds: int = Field(5, ge=2, description="parts of the participants, for data.split=participant")
+    fold: int = Field(0, ge=0, description="the part that is val")
     frames: Count = Field(16, description="frames sampled from each clip")
+    sampling: Literal["uniform", "segments"] = Field(
+        "uniform", description="evenly spaced frames; or one from each of n equal segments, in training at random"
+    )
     size: int = Field(224, ge=16, description="height and width the model sees, in pixels")
     batch_size: Count = Field(24, description="clips a worker puts through the model at once")
     augment: Literal["aggressive", "mild", "none"] = "aggressive"
@@ -92,11 +103,13 @@ class OptimConfig(Section):
     lr: Positive = 1e-4
     weight_decay: float = Field(1e-4, ge=0)
     momentum: Probability = Field(0.9, description="for sgd")
-    schedule: Literal["constant", "cosine", "cosine_warm_restarts"] = "cosine"
+    schedule: Literal["constant", "cosine", "cosine_warm_restarts", "plateau"] = "cosine"
     restart_epochs: Count = Field(10, description="length of the first cosine cycle, for warm restarts")
     restart_factor: Count = Field(2, description="each following cycle is this many times longer")
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="plateau: the rate falls to this part")
+    plateau_patience: int = Field(3, ge=0, description="plateau: epochs without a better score before it falls")
     warmup: Fraction = Field(0.0, description="share of all steps with a linearly rising rate")
-    min_lr: float = Field(0.0, ge=0, description="the rate at the bottom of a cosine")
+    min_lr: float = Field(0.0, ge=0, description="the rate at the bottom of a cosine, or of a plateau's falls")
 
 
 class LossConfig(Section):
@@ -118,6 +131,7 @@ class TrainConfig(Section):
     monitor: str | None = Field(None, description="metric that decides which checkpoint is best; null: the task's own")
     mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better score")
+    keep_every: int | None = Field(None, ge=1, description="keep also the checkpoint of every so many epochs")
     checkpoint_minutes: Positive = Field(10.0, description="longest time between two checkpoints")
     log_steps: Count = Field(20, description="steps between two readings of the loss")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
