@@ -52,7 +52,9 @@ class ModelConfig(Section):
     dropout: Probability = Field(0.3, description="dropout in the temporal model and before the heads")
     drop_path: Probability = Field(0.0, description="stochastic depth in the temporal Transformer")
     frozen_blocks: int | None = Field(None, ge=0, description="encoder blocks kept fixed, after the stem")
-    dim_feedforward: Count = Field(2048, description="width of the Transformer's feed-forward layers")
+    dim_feedforward: int | None = Field(
+        None, ge=1, description="width of the Transformer's feed-forward layers, in place of the model's own"
+    )
     temporal_layers: int | None = Field(None, ge=1, description="temporal layers, in place of the model's own")
     temporal_width: int | None = Field(None, ge=8, description="temporal width, in place of the model's own")
 

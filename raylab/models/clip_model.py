@@ -1,4 +1,4 @@
-"""A clip classifier: frame encoder × temporal model × heads."""
+"""A clip classifier: encoder × temporal model × heads."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from raylab.models.encoders import FrameEncoder
+from raylab.models.r2plus1d import R2Plus1DEncoder
 from raylab.models.temporal import TemporalModel
 
 
 class ClipModel(nn.Module):
-    """Classify a clip by the features of its frames.
+    """Classify a clip by its features over time.
 
     Args:
-        encoder: a frame's pixels → features.
-        temporal: the frames' features → one vector.
+        encoder: pixels → features of each frame, or of each stretch of frames.
+        temporal: these features → one vector.
         heads: head name → number of classes; each gets a linear classifier.
         dropout: on the vector, before the classifiers.
 
@@ -24,7 +25,11 @@ class ClipModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: FrameEncoder, temporal: TemporalModel, heads: Mapping[str, int], dropout: float = 0.0
+        self,
+        encoder: FrameEncoder | R2Plus1DEncoder,
+        temporal: TemporalModel,
+        heads: Mapping[str, int],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder

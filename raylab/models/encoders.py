@@ -10,12 +10,14 @@ from typing import Any
 import timm
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from raylab.errors import RaylabError
+from raylab.models.freezing import Freezable
 from raylab.models.weights import encoder_config, read_weights
 
 
-class FrameEncoder(nn.Module):
+class FrameEncoder(Freezable):
     """A timm image model without its classifier, frame by frame.
 
     Args:
@@ -25,24 +27,23 @@ class FrameEncoder(nn.Module):
     Attributes:
         width: C, the number of features of a frame.
         mean, std: per RGB channel, for pixels in [0, 1]: what the encoder's published weights were trained with.
-        blocks: how many blocks `freeze` can count (timm's coarse groups after the stem).
+
+    Blocks, for `freeze`, are timm's coarse groups after the stem.
 
     Raises:
         RaylabError: timm has no such model, or the file does not hold its weights.
     """
 
     def __init__(self, name: str, weights: Path | None = None) -> None:
-        super().__init__()
+        super().__init__(name)
         config = encoder_config(name)
-        self.name = name
         encoder: Any = timm.create_model(name, num_classes=0) if weights is None else _load(name, config, weights)
         self.encoder: nn.Module = encoder
         self.width: int = encoder.head_hidden_size
         self.mean = tuple(config["mean"])
         self.std = tuple(config["std"])
         self._fixed_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
-        self._groups = _groups(encoder)
-        self._frozen: list[nn.Module] = []
+        self.divide(_groups(encoder))
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalised float (B, T, 3, H, W) → features, float (B, T, C).
@@ -58,50 +59,15 @@ class FrameEncoder(nn.Module):
         features: Tensor = self.encoder(video.flatten(0, 1))
         return features.reshape(*video.shape[:2], self.width)
 
-    @property
-    def blocks(self) -> int:
-        return max(len(self._groups) - 1, 0)
 
-    def freeze(self, blocks: int) -> None:
-        """Fix the stem and the first `blocks` blocks, and train the rest; 0 trains everything.
-
-        A fixed part gets no gradient and stays in evaluation mode whatever `train` is told: batch-norm statistics
-        do not move and dropout is off. As the fixed parts come first, no activation is kept for them.
-        For a ResNet, 2 blocks are the stem, `layer1` and `layer2`.
-
-        Raises:
-            RaylabError: the encoder has fewer blocks.
-        """
-        if blocks > self.blocks:
-            known = f"has {self.blocks} blocks" if self.blocks else "is not divided into blocks by timm"
-            raise RaylabError(
-                f"model.frozen_blocks = {blocks}: {self.name} {known}; set model.frozen_blocks={self.blocks} or less"
-            )
-        fixed = {name for group in self._groups[: blocks + 1 if blocks else 0] for name in group}
-        for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(name not in fixed)
-        self._frozen = [module for module in self.encoder.modules() if _is_fixed(module)]
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> FrameEncoder:
-        super().train(mode)
-        for module in self._frozen:
-            module.eval()
-        return self
-
-
-def _groups(encoder: Any) -> list[list[str]]:
-    """Parameter names of the stem and of each block, in order; empty where timm does not divide the model."""
+def _groups(encoder: Any) -> list[list[Parameter]]:
+    """The parameters of the stem and of each block, in order; empty where timm does not divide the model."""
     try:
         groups = group_parameters(encoder, encoder.group_matcher(coarse=True))
     except (AttributeError, AssertionError):  # a few of timm's models have no, or no coarse, grouping
         return []
-    return [groups[index] for index in sorted(groups)]
-
-
-def _is_fixed(module: nn.Module) -> bool:
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    parameters = dict(encoder.named_parameters())
+    return [[parameters[name] for name in groups[index]] for index in sorted(groups)]
 
 
 def _load(name: str, config: Mapping[str, Any], path: Path) -> Any:

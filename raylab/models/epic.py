@@ -1,6 +1,6 @@
 """The zoo of the EPIC-KITCHENS-100 system: one clip in, a verb and a noun out.
 
-A model is a frame encoder, a temporal model over the frames' features, and one linear classifier for each head.
+A model is an encoder, a temporal model over its features, and one linear classifier for each head.
 """
 
 from __future__ import annotations
@@ -14,18 +14,26 @@ from raylab.models.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
+    from raylab.models.encoders import FrameEncoder
     from raylab.models.temporal import TemporalModel
 
 _SOURCE = "EPIC-KITCHENS-100 action recognition, "
 _FRAMES = ("pretrained", "dropout", "frozen_blocks")
 _LSTM = (*_FRAMES, "temporal_layers", "temporal_width")
 _TRANSFORMER = (*_LSTM, "dim_feedforward", "drop_path")
+_TINY = {"encoder": "test_resnet"}
+_TINY_LSTM = {**_TINY, "temporal_layers": 1, "temporal_width": 128}
+_TINY_TRANSFORMER = {**_TINY, "temporal_layers": 1, "temporal_width": 128, "dim_feedforward": 256}
+_EFFICIENTNET = {"encoder": "test_efficientnet"}
 
 
 @register(
     task="action",
     encoder="resnet18",
     settings=_FRAMES,
+    tiny=_TINY,
+    frames=8,
+    batch_size=32,
     documented_parameters=11,
     documented_epochs=30,
     source=_SOURCE + "simple baseline",
@@ -39,6 +47,7 @@ def resnet18_avg(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     task="action",
     encoder="resnet50",
     settings=_FRAMES,
+    tiny=_TINY,
     documented_parameters=25,
     documented_epochs=25,
     source=_SOURCE + "phase 1",
@@ -52,6 +61,7 @@ def resnet50_avg(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     task="action",
     encoder="resnet50",
     settings=_LSTM,
+    tiny=_TINY_LSTM,
     documented_parameters=27,
     documented_epochs=25,
     source=_SOURCE + "phase 1",
@@ -65,6 +75,7 @@ def resnet50_lstm(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     task="action",
     encoder="resnet50",
     settings=_TRANSFORMER,
+    tiny=_TINY_TRANSFORMER,
     documented_parameters=30,
     documented_epochs=35,
     source=_SOURCE + "phase 1",
@@ -74,13 +85,92 @@ def resnet50_transformer(config: ModelConfig, heads: Mapping[str, int]) -> nn.Mo
     return _compose(config, heads, _transformer)
 
 
-@register(task="action", encoder="resnet50", settings=_TRANSFORMER, source=_SOURCE + "phase 2")
+@register(
+    task="action",
+    weights="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/R2PLUS1D_16x4_R50.pyth",
+    settings=_FRAMES,
+    documented_parameters=28,
+    documented_epochs=20,
+    source=_SOURCE + "phase 1",
+)
+def r2plus1d_r50(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """R(2+1)D of depth 50: 3D convolutions that see motion themselves, averaged over time; Kinetics-400 weights."""
+    from raylab.models.clip_model import ClipModel
+    from raylab.models.r2plus1d import R2Plus1DEncoder
+    from raylab.models.weights import resolve_weights
+
+    encoder = R2Plus1DEncoder(resolve_weights(config), stem_width=8 if config.scale == "tiny" else 64)
+    encoder.freeze(config.frozen_blocks or 0)
+    return ClipModel(encoder, _average(encoder.width, config), heads, config.dropout)
+
+
+@register(
+    task="action",
+    encoder="efficientnet_b3",
+    settings=_LSTM,
+    tiny={**_TINY_LSTM, **_EFFICIENTNET},
+    documented_parameters=22,
+    documented_epochs=20,
+    source=_SOURCE + "phase 1",
+)
+def efficientnet_b3_lstm(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """EfficientNet-B3 on every frame, then a 2-layer LSTM, 512 wide, whose last state is classified."""
+    return _compose(config, heads, _lstm)
+
+
+@register(
+    task="action",
+    encoder="efficientnet_b3",
+    settings=_TRANSFORMER,
+    tiny={**_TINY_TRANSFORMER, **_EFFICIENTNET},
+    documented_parameters=24,
+    documented_epochs=20,
+    source=_SOURCE + "phase 1",
+)
+def efficientnet_b3_transformer(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """EfficientNet-B3 on every frame, then a 6-layer Transformer, 512 wide with 8 heads, averaged over time."""
+    return _compose(config, heads, _transformer)
+
+
+@register(
+    task="action",
+    encoder="resnet50",
+    settings=_TRANSFORMER,
+    tiny=_TINY_TRANSFORMER,
+    source=_SOURCE + "phase 2",
+)
 def resnet50_transformer_regularized(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     """`resnet50_transformer` with the stem and the first 2 encoder blocks frozen.
 
     Published with dropout 0.3-0.5 throughout and drop path 0.1: `model.dropout` and `model.drop_path`.
     """
     return _compose(config, heads, _transformer, frozen_blocks=2)
+
+
+@register(
+    task="action",
+    encoder="resnet50",
+    settings=_TRANSFORMER,
+    tiny=_TINY_TRANSFORMER,
+    documented_parameters=26,
+    source=_SOURCE + "phase 3",
+)
+def cross_attention(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """ResNet-50, stem and 2 blocks frozen; windows of 4, 8 and 16 frames; verb and noun attend to each other.
+
+    256 wide, feed-forward layers 512. `model.temporal_layers` counts the rounds of cross-attention: one.
+    """
+    from raylab.models.cross_attention import CrossAttentionModel
+
+    return CrossAttentionModel(
+        _encoder(config, frozen_blocks=2),
+        heads,
+        width=config.temporal_width or 256,
+        rounds=config.temporal_layers or 1,
+        dim_feedforward=config.dim_feedforward or 512,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+    )
 
 
 def _compose(
@@ -90,13 +180,19 @@ def _compose(
     frozen_blocks: int = 0,
 ) -> nn.Module:
     from raylab.models.clip_model import ClipModel
+
+    encoder = _encoder(config, frozen_blocks)
+    return ClipModel(encoder, temporal(encoder.width, config), heads, config.dropout)
+
+
+def _encoder(config: ModelConfig, frozen_blocks: int) -> FrameEncoder:
     from raylab.models.encoders import FrameEncoder
     from raylab.models.weights import fetch_encoder_weights
 
     assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
     encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained))
     encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
-    return ClipModel(encoder, temporal(encoder.width, config), heads, config.dropout)
+    return encoder
 
 
 def _average(width: int, config: ModelConfig) -> TemporalModel:
@@ -124,7 +220,7 @@ def _transformer(width: int, config: ModelConfig) -> TemporalModel:
         width=config.temporal_width or 512,
         layers=config.temporal_layers or 6,
         heads=8,
-        dim_feedforward=config.dim_feedforward,
+        dim_feedforward=config.dim_feedforward or 2048,
         dropout=config.dropout,
         drop_path=config.drop_path,
     )

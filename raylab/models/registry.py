@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raylab.config import ModelConfig
 from raylab.errors import RaylabError, unknown_name
@@ -41,10 +41,13 @@ class ModelEntry:
 
     Attributes:
         name: what `model.name` says.
-        build: (model section with `encoder` filled in, head → classes) → module.
+        build: (model section, completed; head → classes) → module.
         task: the task it is made for.
         encoder: its own timm encoder, or None where the model has no exchangeable encoder.
-        settings: the fields of `ModelConfig` it honours, besides `name` and `encoder`.
+        weights: without a timm encoder, the address of the published weights it starts from.
+        settings: the fields of `ModelConfig` it honours, besides `name`, `scale` and `encoder`.
+        tiny: values for `model.scale=tiny`, in place of the model's own. What has no setting, the model scales itself.
+        frames, size, batch_size: the clip and the batch it is documented with.
         documented_parameters: the published size in millions, None where none was published.
         documented_epochs: the published training length.
         source: the paper or document it comes from.
@@ -55,7 +58,12 @@ class ModelEntry:
     build: Build
     task: str
     encoder: str | None
+    weights: str | None
     settings: frozenset[str]
+    tiny: Mapping[str, Any]
+    frames: int
+    size: int
+    batch_size: int
     documented_parameters: float | None
     documented_epochs: int | None
     source: str
@@ -67,7 +75,7 @@ class ModelEntry:
         Raises:
             RaylabError: a setting the model does not honour differs from its default.
         """
-        honoured = self.settings | {"name"} | ({"encoder"} if self.encoder else set())
+        honoured = self.settings | {"name", "scale"} | ({"encoder"} if self.encoder else set())
         for setting, field in ModelConfig.model_fields.items():
             value = getattr(config, setting)
             if setting not in honoured and value != field.default:
@@ -75,6 +83,11 @@ class ModelEntry:
                     f"model.{setting} = {json.dumps(value)}: {self.name} has no such part ({field.description}); "
                     f"set model.{setting}={json.dumps(field.default)}"
                 )
+
+    def complete(self, config: ModelConfig) -> ModelConfig:
+        """`config` with this model's own encoder, and at `scale` tiny with its small values, where it names none."""
+        own = {"encoder": self.encoder, **(self.tiny if config.scale == "tiny" else {})}
+        return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
 
 class ParameterCount(NamedTuple):
@@ -91,7 +104,12 @@ def register(
     *,
     task: str,
     encoder: str | None = None,
+    weights: str | None = None,
     settings: Iterable[str] = (),
+    tiny: Mapping[str, Any] | None = None,
+    frames: int = 16,
+    size: int = 224,
+    batch_size: int = 24,
     documented_parameters: float | None = None,
     documented_epochs: int | None = None,
     source: str = "",
@@ -111,7 +129,12 @@ def register(
             build=build,
             task=task,
             encoder=encoder,
+            weights=weights,
             settings=frozenset(settings),
+            tiny=tiny or {},
+            frames=frames,
+            size=size,
+            batch_size=batch_size,
             documented_parameters=documented_parameters,
             documented_epochs=documented_epochs,
             source=source,
@@ -154,11 +177,8 @@ def build_model(config: ModelConfig, heads: Mapping[str, int], *, pretrained: bo
     """
     entry = find_model(config.name)
     entry.check(config)
-    complete = {
-        "encoder": config.encoder or entry.encoder,
-        "pretrained": config.pretrained if pretrained else False,
-    }
-    return entry.build(config.model_copy(update=complete), heads)
+    complete = entry.complete(config)
+    return entry.build(complete if pretrained else complete.model_copy(update={"pretrained": False}), heads)
 
 
 def count_parameters(config: ModelConfig, heads: Mapping[str, int]) -> ParameterCount:
@@ -171,6 +191,24 @@ def count_parameters(config: ModelConfig, heads: Mapping[str, int]) -> Parameter
         total=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
     )
+
+
+def count_flops(config: ModelConfig, heads: Mapping[str, int], frames: int, size: int) -> int:
+    """Multiply-adds of one clip through `build_model(config, heads)`, found without computing anything.
+
+    As papers count them: matrix products and convolutions alone, a multiplication with its addition being one.
+
+    Args:
+        config: the model.
+        heads: head name → number of classes.
+        frames, size: of the clip, in frames and pixels.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        build_model(config, heads, pretrained=False).eval()(torch.empty(1, frames, 3, size, size))
+    return counter.get_total_flops() // 2
 
 
 @cache

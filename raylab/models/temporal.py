@@ -90,11 +90,7 @@ class TemporalTransformer(TemporalModel):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        step = math.lcm(2, heads)
-        if width % step:
-            raise RaylabError(
-                f"model.temporal_width = {width}: a Transformer with {heads} heads needs a multiple of {step}"
-            )
+        check_width(width, heads)
         self.width = width
         self.embed = nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width))
         self.dropout = nn.Dropout(dropout)
@@ -113,7 +109,7 @@ class TemporalTransformer(TemporalModel):
             )
         )
         self.norm = nn.LayerNorm(width)
-        self.apply(_init)
+        self.apply(init_as_vit)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens = self.embed(features)
@@ -132,7 +128,20 @@ def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Te
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _init(module: nn.Module) -> None:
+def check_width(width: int, heads: int) -> None:
+    """Refuse a width that attention heads, or sines and cosines, do not divide.
+
+    Raises:
+        RaylabError: names the setting and what it must be a multiple of.
+    """
+    step = math.lcm(2, heads)
+    if width % step:
+        raise RaylabError(
+            f"model.temporal_width = {width}: a Transformer with {heads} heads needs a multiple of {step}"
+        )
+
+
+def init_as_vit(module: nn.Module) -> None:
     """Weights as in ViT: with PyTorch's own, projected features would drown in the positions."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from raylab.config import ModelConfig
 from raylab.errors import RaylabError
-from raylab.models.registry import build_model, count_parameters, find_model, list_models, register
+from raylab.models.__main__ import row
+from raylab.models.registry import build_model, count_flops, count_parameters, find_model, list_models, register
 
 HEADS = {"verb": 97, "noun": 300}
 NAMES = [entry.name for entry in list_models()]
 TINY = "test_resnet"  # timm's 0.5M-parameter ResNet, with the stages and key layout of the large ones
+AVERAGING = {"resnet18_avg", "resnet50_avg"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +32,8 @@ def seed() -> Iterator[None]:
 
 
 def tiny(name: str, **settings: object) -> nn.Module:
-    """The model over a tiny encoder, and with a narrow temporal model where it has one."""
-    entry = find_model(name)
-    config = {"name": name, "encoder": TINY if entry.encoder else None, "pretrained": False}
-    narrow = {"temporal_width": 64, "dim_feedforward": 128}
-    config |= {setting: value for setting, value in narrow.items() if setting in entry.settings}
+    """The model at its small scale, with random weights."""
+    config = {"name": name, "scale": "tiny", "pretrained": False}
     return build_model(ModelConfig.model_validate(config | settings), HEADS)
 
 
@@ -95,7 +94,7 @@ def test_a_state_dict_alone_restores_the_model(name: str, tmp_path: Path) -> Non
 def test_only_temporal_models_see_the_order_of_frames(name: str) -> None:
     model, video = tiny(name).eval().double(), clips(8).double()  # double: rounding cannot be taken for sight
     difference = (model(video)["verb"] - model(video.flip(1))["verb"]).abs().max()
-    assert difference < 1e-12 if name.endswith("_avg") else difference > 1e-6
+    assert difference < 1e-12 if name in AVERAGING else difference > 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,6 +147,28 @@ def test_size_follows_from_the_structure(name: str, parameters: int, frozen: int
         assert parameters / 1e6 == pytest.approx(documented, rel=tolerance)
 
 
+def test_every_model_at_full_scale_has_a_size_a_cost_and_a_line_in_the_table() -> None:
+    lines = [row(entry) for entry in list_models()]
+    assert [line[0] for line in lines] == NAMES
+    assert all("" not in line for line in lines)
+    table = {line[0]: line for line in lines}
+    assert table["r2plus1d_r50"][3:7] == ["~28M", "28.10M", "28.10M", "57.5"]
+    assert table["resnet18_avg"][7:9] == ["8 × 224²", "32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "size", "published"),
+    [
+        ("resnet18_avg", 1, 224, 1.82e9),  # timm's table of ImageNet models
+        ("resnet50_avg", 1, 224, 4.11e9),
+        ("efficientnet_b3_lstm", 1, 300, 1.87e9),
+        ("r2plus1d_r50", 16, 256, 76.45e9),  # pytorchvideo's model zoo
+    ],
+)
+def test_flops_are_those_that_are_published(name: str, frames: int, size: int, published: float) -> None:
+    assert count_flops(ModelConfig(name=name), HEADS, frames, size) == pytest.approx(published, rel=0.03)
+
+
 def test_a_model_with_its_own_encoder() -> None:
     model = build_model(ModelConfig(name="resnet50_lstm", pretrained=False), HEADS).eval()
     with torch.no_grad():
@@ -165,6 +186,7 @@ def test_rebuilding_from_a_checkpoint_fetches_no_weights(tmp_path: Path) -> None
 def test_settings_change_the_structure() -> None:
     model = tiny(
         "resnet50_transformer",
+        encoder=TINY,
         temporal_layers=3,
         temporal_width=64,
         dim_feedforward=100,
@@ -194,9 +216,10 @@ def test_phase_2_freezes_two_blocks_unless_told_otherwise() -> None:
     ("name", "setting", "value", "remedy"),
     [
         ("resnet50_lstm", "drop_path", 0.1, "model.drop_path=0.0"),
-        ("resnet50_lstm", "dim_feedforward", 1024, "model.dim_feedforward=2048"),
+        ("resnet50_lstm", "dim_feedforward", 1024, "model.dim_feedforward=null"),
         ("resnet50_avg", "temporal_layers", 2, "model.temporal_layers=null"),
         ("resnet18_avg", "temporal_width", 64, "model.temporal_width=null"),
+        ("r2plus1d_r50", "encoder", "resnet18", "model.encoder=null"),
     ],
 )
 def test_a_setting_the_model_would_ignore_is_refused(name: str, setting: str, value: float, remedy: str) -> None:
