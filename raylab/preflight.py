@@ -20,7 +20,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     Args:
         experiment: its data set and weights are looked at once.
         storage: where results are to be written.
-        trials: variants of it, e.g. a sweep's documented configurations.
+        trials: variants of it, e.g. those of a sweep: `SearchSpace.variants`.
 
     Returns:
         What was found, as text.
@@ -75,5 +75,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         lines.append(
             f"frames: {len(dataset.sources)} videos, by {data.decoder}; `raylab prepare` makes training faster"
         )
-    lines.append(f"weights: {resolve_weights(experiment.model) or 'random'}")
+    starts = {(v.model.name, v.model.scale, v.model.encoder, v.model.pretrained): v.model for v in variants}
+    weights = dict.fromkeys(str(resolve_weights(model) or "random") for model in starts.values())
+    lines.append(f"weights: {', '.join(weights)}")
     return "\n".join(lines)

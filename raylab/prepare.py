@@ -160,7 +160,7 @@ def variants(name: str, overrides: list[str], demo: bool) -> tuple[Experiment, l
     if "space" not in read_yaml(find(name)):
         experiment = load_experiment(name, demo=demo).override(parse_overrides(overrides))
         return experiment, [experiment.data.frames], experiment.data.side
-    space = choose(name, overrides, demo, None)
+    space = choose(name, overrides, demo)
     side = space.experiment.override({"data.size": max(space.values("data.size"))}).data.side
     return space.experiment, sorted(set(space.values("data.frames"))), side
 

@@ -209,13 +209,13 @@ def _best(where: Folder, candidates: list[RunFolder], metric: str | None, mode: 
     return Checkpoint.open(best.folder, run.name)
 
 
-def locate(name: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Folder:
+def locate(name: str | Path, storage: str | Path | Folder = DEFAULT_STORAGE) -> Folder:
     """The folder of a sweep or run, by name under `storage`, or by its own path or URI.
 
     Raises:
         RaylabError: there is none.
     """
-    parent = Folder.open(storage)
+    parent = storage if isinstance(storage, Folder) else Folder.open(storage)
     places = [parent / str(name)] if "://" not in str(name) else []
     places.append(Folder.open(name))
     for folder in places:

@@ -3,6 +3,7 @@
     python -m raylab.tune --list
     python -m raylab.tune epic_phase2 data.root=$VSC_SCRATCH/epic resources.workers=4
     python -m raylab.tune epic_phase2 --demo
+    python -m raylab.tune epic_phase3 --from epic_phase2
     python -m raylab.tune my_space.yaml search.trials=50
 
 The same command again resumes the sweep; `--fresh` sets the old one aside and starts anew.
@@ -11,20 +12,19 @@ The same command again resumes the sweep; `--fresh` sets the old one aside and s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from raylab.cli import console, run_verb
-from raylab.config import Experiment
 from raylab.errors import RaylabError
 from raylab.preflight import preflight
-from raylab.results import DEFAULT_STORAGE, how_to_load
+from raylab.results import DEFAULT_STORAGE, how_to_load, locate
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.space import SearchSpace, shipped
-from raylab.training.runfolder import set_aside
+from raylab.training.runfolder import ENDED, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +35,7 @@ def sweep(
     overrides: list[str] | None = None,
     *,
     demo: bool = False,
+    start: str | Path | None = None,
     name: str | None = None,
     storage: str | Path = DEFAULT_STORAGE,
     fresh: bool = False,
@@ -46,6 +47,8 @@ def sweep(
         space: a search space, or the name or path of its file.
         overrides: `setting=value` words, as on the command line.
         demo: run it small, on the built-in data set, under the name `…_demo`.
+        start: another sweep, whose best trial to search around: see `SearchSpace.starting_from`. Resumed, a sweep keeps
+            what it took when it began.
         name: the sweep's name, by default that of its file.
         storage: where sweeps live: a path or a URI such as `s3://bucket/results`.
         fresh: set an existing sweep of that name aside and start anew.
@@ -57,9 +60,9 @@ def sweep(
     Raises:
         RaylabError: something would keep the trials from running: files, names, values, resources.
     """
-    chosen = choose(space, overrides or [], demo, name)
     parent = Folder.open(storage)
-    preflight(chosen.experiment, parent, documented(chosen))
+    chosen = choose(space, overrides or [], demo, name, start, parent, fresh)
+    preflight(chosen.experiment, parent, chosen.variants)
     from raylab.cluster.connect import connect, dashboard_url
     from raylab.sweeps.display import Watch
     from raylab.sweeps.monitor import tensorboard
@@ -86,19 +89,47 @@ def sweep(
         return board
 
 
-def choose(space: SearchSpace | str, overrides: list[str], demo: bool, name: str | None) -> SearchSpace:
-    """The sweep that is meant: its file, its demo if wanted, then the overrides, then the name."""
+def choose(
+    space: SearchSpace | str,
+    overrides: list[str],
+    demo: bool = False,
+    name: str | None = None,
+    start: str | Path | None = None,
+    storage: Folder | None = None,
+    fresh: bool = False,
+) -> SearchSpace:
+    """The sweep that is meant: its file, its demo if wanted, what it starts from, the overrides, the name."""
     chosen = SearchSpace.load(space) if isinstance(space, str) else space
     if demo:
         chosen = chosen.for_demo()
-    if overrides:
-        chosen = chosen.override(overrides)
-    return chosen.model_copy(update={"name": name}) if name else chosen
+    chosen = chosen.model_copy(update={"name": name}) if name else chosen
+    if start and storage:
+        row = f"from_{Path(start).name}"
+        begun = SweepFolder(storage / chosen.name)
+        known = begun.space if begun.exists() and not fresh else None
+        taken = known.taken if known and row in known.documented else best_values(start, storage)
+        chosen = chosen.starting_from(taken, row)
+    return chosen.override(overrides) if overrides else chosen
 
 
-def documented(space: SearchSpace) -> list[Experiment]:
-    """The experiment of each documented configuration."""
-    return [space.trial(values) for values in space.documented.values()]
+def best_values(name: str | Path, storage: Folder) -> dict[str, Any]:
+    """The searched settings of the best trial of a sweep that has ended: dotted setting → value.
+
+    Raises:
+        RaylabError: there is no such sweep, or no trial of it has ended with a result.
+    """
+    found = SweepFolder(locate(name, storage))
+    if not found.exists():
+        raise RaylabError(f"--from {name}: {found.folder} is a single run: name a sweep")
+    space = found.space
+    board = found.leaderboard()
+    ended = board[board["state"].isin(ENDED) & board[space.search.metric].notna()]
+    if ended.empty:
+        raise RaylabError(
+            f"--from {name}: no trial of {found.folder} has ended with a result yet: run that sweep first"
+        )
+    experiment = found.run(ended["trial"].iloc[0]).experiment
+    return {path: experiment.get(path) for path in space.space}
 
 
 def introduction(space: SearchSpace, folder: SweepFolder) -> str:
@@ -106,19 +137,24 @@ def introduction(space: SearchSpace, folder: SweepFolder) -> str:
     experiment, search = space.experiment, space.search
     data, train = experiment.data, experiment.train
     batch = f"{data.batch_size} × {experiment.resources.workers} workers × {train.accumulate}"
+    stopping = "none stopped early" if search.scheduler == "none" else f"{search.scheduler} after {search.grace_epochs}"
+    model = "of its own" if "model.name" in space.space else experiment.model.name
     lines = [
         f"{space.name}: {space.description}",
-        f"{search.trials} trials, {len(space.documented)} of them documented; {train.epochs} epochs, "
-        f"{search.scheduler} after {search.grace_epochs}; best by {search.metric} ({search.mode})",
-        f"model {experiment.model.name}, {data.frames} frames of {data.size}×{data.size}, batch {batch}",
+        f"{space.trials} trials, {len(space.documented)} of them documented; {train.epochs} epochs, "
+        f"{stopping}; best by {search.metric} ({search.mode})",
+        f"model {model}, {data.frames} frames of {data.size}×{data.size}, batch {batch}",
         f"searching {', '.join(f'{path} {values}' for path, values in space.space.items())}",
         f"results in {folder.folder}",
     ]
+    if space.taken:
+        taken = ", ".join(f"{path} {value}" for path, value in space.taken.items())
+        lines.insert(1, f"{next(iter(space.documented))}: {taken}")
     if data.dataset == "kitchen":
         lines.insert(
             1,
-            f"Demo: the built-in synthetic data set ({data.kitchen}) and a small encoder ({experiment.model.encoder}) "
-            "without pretrained weights. Its figures say nothing about EPIC-KITCHENS.",
+            f"Demo: the built-in synthetic data set ({data.kitchen}) and tiny models without pretrained weights. "
+            "Its figures say nothing about EPIC-KITCHENS.",
         )
     return "\n".join(lines)
 
@@ -130,7 +166,7 @@ def listing() -> Table:
         space = SearchSpace.load(name)
         size = f"{len(space.space)} settings, {space.size}"
         metric = f"{space.search.metric} ({space.search.mode})"
-        table.add_row(name, str(space.search.trials), str(len(space.documented)), size, metric, space.source)
+        table.add_row(name, str(space.trials), str(len(space.documented)), size, metric, space.source)
     return table
 
 
@@ -139,6 +175,7 @@ def tune(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. search.trials=50.")] = None,
     list_sweeps: Annotated[bool, typer.Option("--list", help="Show every shipped sweep.")] = False,
     demo: Annotated[bool, typer.Option("--demo", help="Small, on the built-in data set.")] = False,
+    start: Annotated[str | None, typer.Option("--from", help="Search around the best trial of this sweep.")] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name.")] = None,
     storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set an existing sweep aside and start anew.")] = False,
@@ -153,9 +190,10 @@ def tune(
         return
     if space is None:
         raise RaylabError(f"which sweep? One of {', '.join(shipped())}, or the path of a YAML file; see --list")
-    chosen = choose(space, overrides or [], demo, name)
+    parent = Folder.open(storage)
+    chosen = choose(space, overrides or [], demo, name, start, parent, fresh)
     if dry_run:
-        console.print(preflight(chosen.experiment, Folder.open(storage), documented(chosen)), markup=False)
+        console.print(preflight(chosen.experiment, parent, chosen.variants), markup=False)
         return
     try:
         board = sweep(chosen, storage=storage, fresh=fresh)

@@ -141,14 +141,14 @@ class SweepFolder:
         return table
 
     def prune(self, keep_trials: int) -> None:
-        """Of the trials that are over, keep the best checkpoint of the best `keep_trials`."""
-        search = self.space.search
+        """Of the trials that are over, keep the best `keep_trials`: their best checkpoint and `train.keep_every`'s."""
+        search, keep_every = self.space.search, self.space.experiment.train.keep_every
         ended = [run for run in self.runs() if run.status()["state"] in ENDED]
         scored = [(run, run.best(search.metric, search.mode)) for run in ended]
         sign = 1 if search.mode == "max" else -1
         scored.sort(key=lambda pair: sign * pair[1].metrics[search.metric] if pair[1] else float("-inf"), reverse=True)
         for rank, (run, best) in enumerate(scored):
-            run.prune([best] if rank < keep_trials else [])
+            run.prune([best, *run.every(keep_every)] if rank < keep_trials else [])
 
 
 def _row(run: RunFolder, space: SearchSpace) -> dict[str, Any]:

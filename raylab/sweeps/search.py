@@ -29,6 +29,7 @@ NAME = "name"
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
     "random": lambda seed: RandomSampler(seed=seed),
+    "grid": lambda seed: RandomSampler(seed=seed),  # never asked: all points are enqueued
 }
 
 
@@ -36,8 +37,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     """`OptunaSearch` over a study that outlives the process.
 
     Trials come in this order: those an earlier process left unfinished, then the documented
-    configurations, then sampled ones. The sampler is seeded by (seed, trial number): what it proposes
-    depends on the results known at that moment, and on nothing else.
+    configurations, then a grid's other points, or sampled ones. The sampler is seeded by (seed, trial
+    number): what it proposes depends on the results known at that moment, and on nothing else.
 
     Args:
         space: what to search.
@@ -59,9 +60,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=space.name,
         )
-        if not self.trials:
-            for name, values in space.documented.items():
-                self.study.enqueue_trial(values, user_attrs={NAME: name})
+        rows = [(values, {NAME: name}) for name, values in space.documented.items()]
+        for values, attributes in [*rows, *((values, {}) for values in space.grid)]:
+            self.study.enqueue_trial(values, user_attrs=attributes, skip_if_exists=True)
         self.unfinished = [t for t in self.trials if t.state == TrialState.RUNNING]
         self.concurrent = concurrent
         self.starting: set[str] = set()

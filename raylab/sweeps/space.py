@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field, model_serializer
 import raylab
 from raylab.config import Count, Experiment, Section, parse_overrides, read_yaml, settings, validate
 from raylab.errors import RaylabError, unknown_name
+from raylab.models.registry import find_model
 
 Scalar = bool | int | float | str
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # also a folder's name
@@ -22,8 +24,10 @@ class SearchConfig(Section):
 
     metric: str = Field("val/action_top1", description="what decides between trials")
     mode: Literal["max", "min"] = "max"
-    trials: Count = Field(32, description="trials in all, the documented ones included")
-    sampler: Literal["tpe", "random"] = Field("tpe", description="multivariate TPE, or independent draws")
+    trials: Count = Field(32, description="trials in all, the documented ones included; a grid's size at most")
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        "tpe", description="multivariate TPE, independent draws, or every point of the space once"
+    )
     scheduler: Literal["asha", "none"] = Field("asha", description="asynchronous successive halving, or none")
     grace_epochs: Count = Field(5, description="epochs before a trial may be stopped")
     reduction_factor: float = Field(3, gt=1, description="one in this many trials passes a rung")
@@ -61,6 +65,23 @@ class Range(Section):
         low, high = self.ends
         return isinstance(value, int | float) and low <= value <= high
 
+    @property
+    def values(self) -> list[Any]:
+        """All values of a range that can be counted."""
+        if self.choice is not None:
+            return self.choice
+        assert self.randint is not None, "a continuous range"  # noqa: S101
+        return list(range(self.randint[0], self.randint[1] + 1))
+
+    def including(self, value: Any) -> Range:
+        """This range, widened where it does not hold `value`."""
+        if self.holds(value):
+            return self
+        if self.choice is not None:
+            return Range(choice=[*self.choice, value])
+        low, high = self.ends
+        return Range.model_validate({self.kind: (min(low, value), max(high, value))})
+
     @model_serializer
     def _only_kind(self) -> dict[str, Any]:
         return {self.kind: getattr(self, self.kind)}
@@ -96,6 +117,7 @@ class SearchSpace(Section):
         documented: name → a value for every setting of the space; run first.
         search: metric, trials, sampler, scheduler.
         demo: overrides that make it run on the built-in data set.
+        taken: what it took over from another sweep's best trial: dotted setting → value.
     """
 
     name: str
@@ -106,6 +128,7 @@ class SearchSpace(Section):
     documented: dict[str, dict[str, Scalar]]
     search: SearchConfig
     demo: dict[str, Any]
+    taken: dict[str, Scalar] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, name: str) -> SearchSpace:
@@ -161,6 +184,12 @@ class SearchSpace(Section):
                 if not self.space[path].holds(value):
                     raise RaylabError(f"{where}: {path} = {value!r} lies outside the space, {self.space[path]}")
             self.experiment.override(values_by_path, where)
+        if self.search.sampler == "grid" and math.isinf(self.points):
+            endless = next(path for path, values in self.space.items() if math.isinf(values.count))
+            raise RaylabError(
+                f"{origin}: search.sampler = grid: {endless} is continuous: give it a choice or a randint, or set "
+                "search.sampler=tpe"
+            )
         epochs, grace = self.experiment.train.epochs, self.search.grace_epochs
         if self.search.scheduler == "asha" and grace > epochs:
             raise RaylabError(
@@ -223,13 +252,61 @@ class SearchSpace(Section):
             return [self.experiment.get(path)]
         if math.isinf(values.count):
             raise RaylabError(f"{self.name}: space: {path} is continuous: search it by choice or randint")
-        return list(range(values.ends[0], values.ends[1] + 1)) if values.randint else values.ends
+        return values.values
+
+    @property
+    def points(self) -> float:
+        """The number of points of the space."""
+        return math.prod(values.count for values in self.space.values())
 
     @property
     def size(self) -> str:
         """The number of points of the space, as text."""
-        total = math.prod(values.count for values in self.space.values())
-        return "continuous" if math.isinf(total) else f"{total:,} points"
+        return "continuous" if math.isinf(self.points) else f"{self.points:,} points"
+
+    @property
+    def trials(self) -> int:
+        """How many trials the sweep has: `search.trials`, or the size of a smaller grid."""
+        return int(min(self.search.trials, self.points)) if self.search.sampler == "grid" else self.search.trials
+
+    @property
+    def grid(self) -> list[dict[str, Scalar]]:
+        """A grid's points besides the documented ones, in order, the last setting changing fastest; else none."""
+        if self.search.sampler != "grid":
+            return []
+        points = product(*(values.values for values in self.space.values()))
+        known = list(self.documented.values())
+        return [point for values in points if (point := dict(zip(self.space, values, strict=True))) not in known]
+
+    @property
+    def variants(self) -> list[Experiment]:
+        """Trials that stand for all: the documented ones, a grid's, and one for each value of each choice."""
+        choices = [{path: value} for path, values in self.space.items() for value in values.choice or []]
+        return [self.trial(values) for values in (*self.documented.values(), *self.grid, *choices)]
+
+    def starting_from(self, values: Mapping[str, Scalar], row: str) -> SearchSpace:
+        """The same sweep around a configuration of another one.
+
+        Settings that are searched here too become the first documented configuration, and their ranges are widened
+        where they do not hold it; the others are fixed. Settings that the model does not have are left out.
+
+        Args:
+            values: dotted setting → value.
+            row: the name of that configuration here.
+        """
+        models = [find_model(name) for name in self.values("model.name")]
+        fits = {
+            path: value
+            for path, value in values.items()
+            if not path.startswith("model.") or all(path.removeprefix("model.") in model.settings for model in models)
+        }
+        first = {path: value for path, value in fits.items() if path in self.space}
+        base = self.change({path: value for path, value in fits.items() if path not in self.space}, row)
+        space = {path: found.including(first[path]) if path in first else found for path, found in base.space.items()}
+        documented = {row: _complete(first, space, base.experiment), **base.documented}
+        started = base.model_copy(update={"space": space, "documented": documented, "taken": fits})
+        started.check(row)
+        return started
 
 
 def _complete(row: Mapping[str, Scalar], space: Mapping[str, Range], experiment: Experiment) -> dict[str, Scalar]:

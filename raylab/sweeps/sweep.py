@@ -59,10 +59,10 @@ def run_sweep(
     settle(folder, search)
 
     ended = [trial_name(trial) for trial in search.trials if trial.state.is_finished()]
-    left = max(space.search.trials - len(ended), 0)
+    left = max(space.trials - len(ended), 0)
     keeper = Keeper(folder, space.search.keep_trials, concurrent)
     if left:
-        callbacks = [keeper, *([watch(folder, space.search.trials, concurrent)] if watch else [])]
+        callbacks = [keeper, *([watch(folder, space.trials, concurrent)] if watch else [])]
         # The driver of a trial waits on its workers: it takes no CPU, and stays on the head.
         driver = tune.with_resources(
             tune.with_parameters(run_trial, space=space, folder=folder.folder, demand=demand),
@@ -79,7 +79,7 @@ def run_sweep(
             run_config = tune.RunConfig(name=space.name, storage_path=bookkeeping, callbacks=callbacks, verbose=0)
             tune.Tuner(driver, tune_config=tune_config, run_config=run_config).fit()
     keeper.settle()
-    if sum(trial.state.is_finished() for trial in search.trials) < space.search.trials:
+    if sum(trial.state.is_finished() for trial in search.trials) < space.trials:
         raise KeyboardInterrupt  # Ray Tune ends quietly on Ctrl-C
 
 

@@ -23,7 +23,7 @@ from raylab.data.dataset import Batch, ClipDataset, EncodedBatch, EvalBatches, T
 from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
 from raylab.tasks import build_task
-from raylab.training.optim import build_optimizer, build_schedule
+from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
 from raylab.training.runfolder import RunFolder
@@ -102,7 +102,9 @@ class Trainer:
             labels=dataset.labels,
             task=task,
             optimizer=optimizer,
-            schedule=build_schedule(optimizer, experiment.optim, experiment.train.epochs, self.steps_per_epoch),
+            schedule=Schedule(
+                optimizer, experiment.optim, experiment.train.epochs, self.steps_per_epoch, experiment.train.mode
+            ),
             scaler=GradScaler(worker.device.type, enabled=experiment.train.precision == "fp16"),
             metric=task.metrics().to(worker.device),
             loss=LossMean(["loss", *task.loss_names]).to(worker.device),
@@ -236,10 +238,11 @@ class Trainer:
             **val,
             **gap,
             **clock,
-            "lr": self.learning_rate(),
+            "lr": self.learning_rate(),  # the epoch's last
             "seconds": progress.seconds,
         }
         progress.history.append(row)
+        state.schedule.epoch(monitored)
         self.save(val)
         if self.recorder:
             self.recorder.epoch(progress.history, done=self.done)
@@ -260,12 +263,13 @@ class Trainer:
         return numbers({**loss.compute(), **metric.compute()}, "val")
 
     def save(self, metrics: dict[str, float]) -> None:
-        """Write a checkpoint and keep, of all, the newest and the best."""
+        """Write a checkpoint and keep, of all, the newest, the best, and those of every `train.keep_every` epochs."""
         progress, experiment = self.state.progress, self.experiment
         with self.state.collected():
             if self.worker.rank == 0:
                 self.run.write_checkpoint(self.state.write, progress.epoch, progress.step, metrics)
-                self.run.prune([self.run.latest(), self.run.best(experiment.monitor, experiment.train.mode)])
+                best = self.run.best(experiment.monitor, experiment.train.mode)
+                self.run.prune([self.run.latest(), best, *self.run.every(experiment.train.keep_every)])
         self.saved_at = time.monotonic()
 
     def autocast(self) -> torch.autocast:

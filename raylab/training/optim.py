@@ -1,8 +1,9 @@
-"""Optimisers and learning-rate schedules by name. Schedules advance once an optimiser step."""
+"""Optimisers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Optimizer
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
     LinearLR,
     LRScheduler,
+    ReduceLROnPlateau,
     SequentialLR,
 )
 
@@ -25,12 +27,20 @@ OPTIMIZERS: dict[str, Callable[[list[Parameter], OptimConfig], Optimizer]] = {
     ),
 }
 
-# name -> (optimizer, config, steps after warm-up, steps an epoch) -> schedule
+# What advances at each step: name -> (optimizer, config, steps after warm-up, steps an epoch) -> schedule
 SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, int, int], LRScheduler]] = {
     "constant": lambda optimizer, config, steps, epoch: ConstantLR(optimizer, factor=1.0),
+    "plateau": lambda optimizer, config, steps, epoch: ConstantLR(optimizer, factor=1.0),
     "cosine": lambda optimizer, config, steps, epoch: CosineAnnealingLR(optimizer, T_max=steps, eta_min=config.min_lr),
     "cosine_warm_restarts": lambda optimizer, config, steps, epoch: CosineAnnealingWarmRestarts(
         optimizer, T_0=config.restart_epochs * epoch, T_mult=config.restart_factor, eta_min=config.min_lr
+    ),
+}
+
+# What follows a metric, epoch by epoch: name -> (optimizer, config, mode) -> schedule
+METRIC_SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, Literal["max", "min"]], ReduceLROnPlateau]] = {
+    "plateau": lambda optimizer, config, mode: ReduceLROnPlateau(
+        optimizer, mode, factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr
     ),
 }
 
@@ -40,12 +50,48 @@ def build_optimizer(parameters: Iterable[Parameter], config: OptimConfig) -> Opt
     return OPTIMIZERS[config.name]([p for p in parameters if p.requires_grad], config)
 
 
-def build_schedule(optimizer: Optimizer, config: OptimConfig, epochs: int, steps_per_epoch: int) -> LRScheduler:
-    """The schedule of `config`, after a linear warm-up over its share of all steps."""
-    total = epochs * steps_per_epoch
-    warmup = round(config.warmup * total)
-    schedule = SCHEDULES[config.schedule](optimizer, config, max(1, total - warmup), steps_per_epoch)
-    if not warmup:
-        return schedule
-    rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [rising, schedule], milestones=[warmup])
+class Schedule:
+    """The learning rate of `config`: a linear warm-up over its share of all steps, then what it names.
+
+    Args:
+        optimizer: whose rate it sets.
+        config: `schedule` and its settings.
+        epochs: of the whole run.
+        steps_per_epoch: optimiser steps.
+        mode: whether more or less of the monitored metric is better, "max" or "min".
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        config: OptimConfig,
+        epochs: int,
+        steps_per_epoch: int,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        total = epochs * steps_per_epoch
+        warmup = round(config.warmup * total)
+        follow = METRIC_SCHEDULES.get(config.schedule)
+        # The first to be built, since the others set the optimiser's rate to that of their first step.
+        self.metric = follow(optimizer, config, mode) if follow else None
+        self.steps = SCHEDULES[config.schedule](optimizer, config, max(1, total - warmup), steps_per_epoch)
+        if warmup:
+            rising = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+            self.steps = SequentialLR(optimizer, [rising, self.steps], milestones=[warmup])
+
+    def step(self) -> None:
+        """After each optimiser step."""
+        self.steps.step()
+
+    def epoch(self, metric: float) -> None:
+        """After each epoch, with the value of the monitored metric."""
+        if self.metric:
+            self.metric.step(metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps.state_dict(), "metric": self.metric.state_dict() if self.metric else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps.load_state_dict(state["steps"])
+        if self.metric:
+            self.metric.load_state_dict(state["metric"])

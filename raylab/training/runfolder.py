@@ -6,7 +6,7 @@
 | `status.json` | `running`, `finished`, `stopped` (by the scheduler) or `failed`, with the cause |
 | `error.txt` | the whole traceback of a failed run |
 | `history.jsonl` | one row of metrics for each finished epoch |
-| `checkpoints/step_00001234/` | the newest and the best checkpoint (see `training.state`) |
+| `checkpoints/step_00001234/` | the newest, the best, and `train.keep_every`'s (see `training.state`) |
 | `tensorboard/` | event files |
 """
 
@@ -139,6 +139,10 @@ class RunFolder:
         sign = 1 if mode == "max" else -1
         return max(scored, key=lambda c: (sign * c.metrics[metric], -c.step), default=None)
 
+    def every(self, epochs: int | None) -> list[CheckpointInfo]:
+        """The checkpoints at the end of every so many epochs; none where no number is given."""
+        return [c for c in self.checkpoints() if epochs and c.metrics and c.epoch % epochs == 0]
+
     def clean(self) -> None:
         """Delete what a killed process left half-written."""
         (self.folder / "checkpoints").remove_partial()
@@ -159,7 +163,7 @@ def set_aside(parent: Folder, name: str) -> None:
 
 def decisive(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a run learns: all but where and how safely it runs."""
-    free = {"resources", "max_failures", "checkpoint_minutes", "log_steps", "loader_workers"}
+    free = {"resources", "max_failures", "checkpoint_minutes", "keep_every", "log_steps", "loader_workers"}
     return {path: experiment.get(path) for path in settings(Experiment) if free.isdisjoint(path.split("."))}
 
 

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from raylab.config import Experiment
 from raylab.tasks import Task
+from raylab.training.optim import Schedule
 from raylab.training.tree import load_tree, save_tree
 
 
@@ -67,7 +67,7 @@ class TrainState:
     labels: dict[str, list[str]]
     task: Task
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: Schedule
     scaler: GradScaler
     metric: Metric
     loss: LossMean

@@ -21,7 +21,7 @@ def space():
 
 def objective(values):
     """Smooth, with its best inside the space."""
-    return 1 - abs(values["model.dropout"] - 0.45) - values["model.drop_path"]
+    return 1 - abs(values.get("model.dropout", 0.5) - 0.45) - values.get("model.drop_path", 0.1)
 
 
 def run_trials(search, count, first=0):
@@ -34,11 +34,28 @@ def run_trials(search, count, first=0):
     return asked
 
 
+def suggest(search, index):
+    return run_trials(search, 1, first=index)[0]
+
+
 def test_documented_configurations_come_first_by_name_and_in_order(space, tmp_path):
     asked = run_trials(StudySearch(space, tmp_path / "study"), 10)
     assert [config["name"] for config in asked] == [*space.documented, "trial009", "trial010"]
     assert [config["values"] for config in asked[:8]] == list(space.documented.values())
     assert all(space.space[path].holds(value) for config in asked for path, value in config["values"].items())
+
+
+def test_a_grid_is_walked_once_whoever_walks_it(tmp_path):
+    space = SearchSpace.load("epic_resnet18")
+    points = [space.documented["baseline"], *space.grid]
+    started = StudySearch(space.override(["search.sampler=random"]), tmp_path / "study")  # as killed in mid-queue
+    assert len(started.trials) == 1
+    first = [suggest(StudySearch(space, tmp_path / "study"), index) for index in range(11)]
+    search = StudySearch(space, tmp_path / "study")
+    rest = [suggest(search, index) for index in range(11, 27)]
+    assert [config["values"] for config in first + rest] == points
+    assert [config["name"] for config in first][:3] == ["baseline", "trial002", "trial003"]
+    assert search.remaining == []
 
 
 def test_a_new_process_proposes_what_the_old_one_would_have(space, tmp_path):

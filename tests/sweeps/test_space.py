@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 
 from raylab.config import Experiment
@@ -47,6 +49,90 @@ def test_phase_2_holds_the_published_grid():
     assert (first.train.precision, first.optim.schedule) == ("fp16", "cosine_warm_restarts")
 
 
+def test_phase_1_compares_the_six_architectures_and_nothing_else():
+    space = SearchSpace.load("epic_phase1")
+    names = space.space["model.name"].values
+    assert names == list(space.documented) == [row["model.name"] for row in space.documented.values()]
+    assert set(space.space) == {"model.name"}
+    assert (space.trials, space.search.scheduler, space.experiment.train.patience) == (6, "none", None)
+    trials = [trial.override({"model.name": "resnet50_avg"}) for trial in space.variants]
+    assert all(trial == trials[0] for trial in trials)
+
+
+def test_the_simple_baseline_has_the_published_27_points():
+    space = SearchSpace.load("epic_resnet18")
+    points = [space.documented["baseline"], *space.grid]
+    found = {(p["data.batch_size"], p["optim.lr"], p["data.frames"]) for p in points}
+    assert found == set(product((16, 32, 64), (5e-5, 1e-4, 2e-4), (8, 12, 16)))
+    assert len(points) == space.trials == 27
+    trial = space.trial(space.documented["baseline"])
+    optim, train = trial.optim, trial.train
+    assert (optim.schedule, optim.plateau_factor, optim.plateau_patience) == ("plateau", 0.5, 3)
+    assert (trial.monitor, train.mode, train.epochs, train.keep_every) == ("val/action_top1", "max", 30, 5)
+    assert (trial.model.dropout, trial.loss.label_smoothing, optim.weight_decay) == (0.3, 0, 1e-4)
+
+
+def test_phase_3_begins_where_phase_2_was_best():
+    phase2, phase3 = SearchSpace.load("epic_phase2"), SearchSpace.load("epic_phase3")
+    first = phase3.trial(phase3.documented["phase2_best"])
+    best = phase2.trial(phase2.documented["config1"])
+    assert (
+        first.override({"model.name": best.model.name, "model.temporal_width": None, "model.temporal_layers": None})
+        == best
+    )
+
+
+def grid(**changes):
+    space = {"data.batch_size": {"choice": [8, 16]}, "optim.restart_epochs": {"randint": [2, 4]}}
+    settings = {"space": space, "documented": {"first": {"data.batch_size": 16, "optim.restart_epochs": 3}}}
+    return small(**{**settings, "search": {"sampler": "grid"}, **changes})
+
+
+def test_a_grid_holds_every_point_once_the_documented_ones_first():
+    space = grid()
+    points = [tuple(point.values()) for point in (space.documented["first"], *space.grid)]
+    assert points == [(16, 3), (8, 2), (8, 3), (8, 4), (16, 2), (16, 4)]
+    assert space.trials == 6
+    assert space.override(["search.trials=4"]).trials == 4
+
+
+def test_a_fixed_setting_makes_a_grid_smaller():
+    space = grid().override(["data.batch_size=8"])
+    assert (space.trials, space.documented) == (3, {})
+    assert space.grid == [{"optim.restart_epochs": epochs} for epochs in (2, 3, 4)]
+
+
+def test_variants_show_every_choice():
+    space = small(
+        space={"model.name": {"choice": ["resnet50_avg", "resnet50_lstm"]}, "optim.lr": {"uniform": [1e-4, 1]}},
+        documented={},
+    )
+    assert [variant.model.name for variant in space.variants] == ["resnet50_avg", "resnet50_lstm"]
+
+
+def test_a_sweep_starts_from_a_configuration_of_another():
+    phase3 = SearchSpace.load("epic_phase3")
+    values = {"optim.lr": 3e-4, "model.dropout": 0.4, "data.batch_size": 16, "loss.label_smoothing": 0.2}
+    space = phase3.starting_from(values, "from_epic_phase2")
+    first, second = space.documented
+    assert (first, second) == ("from_epic_phase2", "phase2_best")
+    trial = space.trial(space.documented[first])
+    assert {path: trial.get(path) for path in values} == values == space.taken
+    other = space.trial(space.documented[second])
+    assert (other.data.batch_size, other.loss.label_smoothing, other.optim.lr) == (16, 0.2, 5e-5)
+    assert space.space["optim.lr"].ends == [2e-5, 3e-4]
+    assert space.space["model.dropout"] == phase3.space["model.dropout"]
+    space.check("mine")
+    assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
+
+
+def test_settings_that_a_model_does_not_have_are_not_taken():
+    values = {"model.drop_path": 0.1, "model.dropout": 0.2}
+    space = SearchSpace.load("epic_resnet18").starting_from(values, "from_other")
+    assert space.taken == {"model.dropout": 0.2}
+    assert space.experiment.model.dropout == 0.2
+
+
 def test_a_row_takes_what_it_leaves_open_from_the_base_experiment():
     space = small(documented={"first": {"optim.lr": 1e-4}}, experiment={"data": {"batch_size": 8}})
     assert space.documented["first"] == {"optim.lr": 1e-4, "data.batch_size": 8}
@@ -76,6 +162,7 @@ def test_trials_are_experiments_monitored_by_the_sweeps_metric():
         ({"search": {"trails": 3}}, ["trails", "trials"]),
         ({"search": {"grace_epochs": 20}}, ["search.grace_epochs = 20", "train.epochs = 10"]),
         ({"experiment": {"optim": {"lr": "fast"}}}, ["optim.lr = 'fast'"]),
+        ({"search": {"sampler": "grid"}}, ["search.sampler = grid", "optim.lr is continuous", "search.sampler=tpe"]),
     ],
 )
 def test_bad_spaces_are_refused_when_they_are_read(changes, parts):

@@ -44,11 +44,11 @@ def without_times(rows):
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_path, small_experiment, accumulate):
-    experiment = small_experiment.override(
-        {"train.checkpoint_minutes": 1e-9, "train.accumulate": accumulate, "data.augment": "aggressive"}
-    )
+@pytest.mark.parametrize(
+    "settings", [{"train.accumulate": 2}, {"optim.schedule": "plateau", "optim.plateau_patience": 0}], ids=str
+)
+def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_path, small_experiment, settings):
+    experiment = small_experiment.override({"train.checkpoint_minutes": 1e-9, "data.augment": "aggressive", **settings})
     whole, disturbed = (new_run(tmp_path / name, experiment) for name in ("whole", "disturbed"))
     assert train_in_a_process(tmp_path / "whole", 0, "after") == 0
     # Once in mid-epoch after a checkpoint, once halfway through writing one.
@@ -65,6 +65,19 @@ def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_p
         assert all(torch.equal(values[key], moments[1][index][key]) for key in values)
     assert state["schedule"] == other_state["schedule"]
     assert without_times(whole.history()) == without_times(disturbed.history())
+
+
+def test_a_plateau_lowers_the_rate_of_later_epochs(tmp_path, small_experiment):
+    settings = {"optim.schedule": "plateau", "optim.plateau_patience": 0, "optim.lr": 1e-7, "train.epochs": 3}
+    _, rows = train_here(tmp_path / "run", small_experiment.override({**settings, "data.max_clips": 16}))
+    assert [row["lr"] for row in rows] == [1e-7, 1e-7, 5e-8]  # nothing is learnt at such a rate
+
+
+def test_checkpoints_of_every_so_many_epochs_stay(tmp_path, small_experiment):
+    settings = {"train.keep_every": 2, "train.epochs": 5, "data.max_clips": 16, "train.checkpoint_minutes": 1e-9}
+    run, rows = train_here(tmp_path / "run", small_experiment.override(settings))
+    kept = {checkpoint.epoch for checkpoint in run.checkpoints()}
+    assert kept == {2, 4, 5, rows[-1]["best_epoch"]}
 
 
 def test_every_weight_changed_by_hand_survives_a_checkpoint(tmp_path, small_experiment):
@@ -121,7 +134,7 @@ def test_tensorboard_has_losses_and_hyperparameters(tmp_path, small_experiment):
 
 
 def test_patience_ends_a_run_early(tmp_path, small_experiment):
-    frozen = small_experiment.override({"optim.lr": 1e-12, "train.epochs": 20, "train.patience": 2})
+    frozen = small_experiment.override({"optim.lr": 1e-7, "train.epochs": 20, "train.patience": 2})
     _, rows = train_here(tmp_path / "run", frozen)
     assert len(rows) < 20
     assert rows[-1]["epoch"] - rows[-1]["best_epoch"] == 2
