@@ -185,6 +185,8 @@ def prepare(
     Example: raylab prepare epic_phase2 data.root=/data/epic
     """
     base, frames, side = variants(experiment, overrides or [], demo)
+    if base.data.sampling != "uniform" and fps is None:
+        raise RaylabError(f"data.sampling = {base.data.sampling}: frames differ from epoch to epoch: give --fps")
     asked = {
         "frames": frames if fps is None else (),
         "fps": fps,

@@ -17,11 +17,11 @@ from raylab.data.table import RecordTable
 from raylab.errors import RaylabError
 from raylab.storage import cache_folder, replacing
 
-FORMAT = 1  # raise it when a change of the code changes the files of an entry
+FORMAT = 2  # raise it when a change of the code changes the files of an entry
 KEPT_DAYS = 30
 """An entry that was not opened for so long is removed when another is written."""
 
-_SEAL = "dataset.json"  # labels and lengths; written last, so an entry without it is not complete
+_SEAL = "dataset.json"  # labels, subsets and lengths; written last, so an entry without it is not complete
 
 
 def digest(files: Mapping[str, Path], *settings: object) -> str:
@@ -69,7 +69,8 @@ def _open(entry: Path) -> Dataset:
             raise ValueError(f"{entry}: not the lengths that {_SEAL} has for {split}")
     with suppress(OSError):  # a cache that others wrote
         os.utime(entry)
-    return Dataset(splits, about["labels"])
+    tail = {head: frozenset(classes) for head, classes in about["tail"].items()}
+    return Dataset(splits, about["labels"], unseen=frozenset(about["unseen"]), tail=tail)
 
 
 def _write(entry: Path, dataset: Dataset) -> None:
@@ -79,7 +80,13 @@ def _write(entry: Path, dataset: Dataset) -> None:
         for name, table in _tables(read):
             table.write(_file(entry, split, name))
     with replacing(entry / _SEAL) as writing:
-        writing.write_text(json.dumps({"labels": dataset.labels, "splits": lengths}), encoding="utf-8")
+        about = {
+            "labels": dataset.labels,
+            "unseen": sorted(dataset.unseen),
+            "tail": {head: sorted(classes) for head, classes in dataset.tail.items()},
+            "splits": lengths,
+        }
+        writing.write_text(json.dumps(about), encoding="utf-8")
 
 
 def _tables(read: Annotations) -> list[tuple[str, RecordTable[Any]]]:

@@ -141,11 +141,13 @@ class Dataset:
     """Everything training needs to know of a data set, before any frame is decoded.
 
     Attributes:
-        splits: split name (`train`, `val`) → its annotations.
+        splits: split name (`train`, `val`, or `test` without labels) → its annotations.
         labels: head name → class names, by class index.
         sources: video id → video file, or folder of extracted frames; empty where a clip store has the frames.
         stored: split name → its frames in a clip store; empty where they are decoded from the sources.
         refusals: why clip stores that are there do not serve.
+        unseen: groups of `val` that have no clip in `train`, as published; empty where that is not known.
+        tail: head name → rare classes, as published; empty where they are not known.
     """
 
     splits: dict[str, Annotations]
@@ -153,6 +155,8 @@ class Dataset:
     sources: dict[str, Path] = field(default_factory=dict)
     stored: dict[str, StoredFrames] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)
+    unseen: frozenset[str] = frozenset()
+    tail: dict[str, frozenset[int]] = field(default_factory=dict)
 
     @property
     def heads(self) -> dict[str, int]:

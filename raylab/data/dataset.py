@@ -6,8 +6,9 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from math import ceil, prod
+from math import prod
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any, TypedDict, final
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip, ClipTable, Dataset
-from raylab.data.footage import positions, read_positions
+from raylab.data.footage import fit, positions, read_positions
+from raylab.data.sampling import segment_fractions
 from raylab.data.store.manifest import PREPARE
 from raylab.data.store.reader import StoredFrames
 from raylab.errors import RaylabError
@@ -54,33 +55,25 @@ class EncodedBatch(TypedDict):
     ids: list[str]
 
 
-def fit(frames: Tensor, side: int) -> Tensor:
-    """The centre square of every frame.
-
-    Args:
-        frames: uint8 (T, 3, H, W).
-        side: height and width wanted, in pixels.
-
-    Returns:
-        uint8 (T, 3, side, side).
-    """
-    resized = functional.resize(frames, [side], antialias=True)  # the short side
-    square: Tensor = functional.center_crop(resized, [side, side])
-    return square
-
-
 class ClipDataset(TorchDataset[Sample]):
     """Clips, their frames decoded when they are asked for.
+
+    A loader asks by *sample number*, which counts on through the epochs: number `epoch · len + index`. The epoch
+    matters only where frames are sampled at random.
 
     Args:
         clips: all with the same heads.
         sources: video id → video file, or folder of extracted frames (EPIC's `frame_0000000001.jpg`).
-        config: `frames`, `size`, `decoder` and `jpeg` are used.
+        config: `frames`, `sampling`, `size`, `decoder` and `jpeg` are used.
         stored: their frames in a clip store, used in place of the sources. Clips that could not be read when the store
             was made are left out.
+        train: with `config.sampling` segments, sample at random, by (seed, epoch, clip id) alone.
+        seed: the experiment's seed.
+        crops: squares of each frame, from one end of its longer side to the other; T is then crops · frames.
 
     Raises:
-        RaylabError: a clip's video has no source, or its frames are to be decoded on the GPU but are in no store.
+        RaylabError: a clip's video has no source, or its frames are to be decoded on the GPU but are in no store, or in
+            several crops.
     """
 
     def __init__(
@@ -89,20 +82,30 @@ class ClipDataset(TorchDataset[Sample]):
         sources: Mapping[str, Path],
         config: DataConfig,
         stored: StoredFrames | None = None,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        crops: int = 1,
     ) -> None:
         self._clips = ClipTable.of(clips)
         self._config = config
         self._stored = stored
-        self._frames = stored or RecordedFrames(self._clips, sources, config)
+        self._train, self._seed, self._crops = train, seed, crops
+        self._frames = stored or RecordedFrames(self._clips, sources, config, crops)
         if config.jpeg == "gpu" and stored is None:
             raise RaylabError(
                 f"data.jpeg = gpu: there is no clip store to read JPEG from: {PREPARE}, or set data.jpeg=cpu"
             )
+        if config.jpeg == "gpu" and crops > 1:
+            raise RaylabError(f"data.jpeg = gpu: decodes the centre square alone, not {crops} crops: set data.jpeg=cpu")
 
     @classmethod
-    def of(cls, dataset: Dataset, split: str, config: DataConfig) -> ClipDataset:
-        """One split of a data set."""
-        return cls(dataset.splits[split].clips, dataset.sources, config, dataset.stored.get(split))
+    def of(
+        cls, dataset: Dataset, split: str, config: DataConfig, *, train: bool = False, seed: int = 0, crops: int = 1
+    ) -> ClipDataset:
+        """One split of a data set. Its clip store, if it has one, was found for as many crops."""
+        clips, stored = dataset.splits[split].clips, dataset.stored.get(split)
+        return cls(clips, dataset.sources, config, stored, train=train, seed=seed, crops=crops)
 
     def __len__(self) -> int:
         return len(self._frames.chosen)
@@ -112,17 +115,20 @@ class ClipDataset(TorchDataset[Sample]):
         return self._clips[int(self._frames.chosen[index])]
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one clip.
+        """Decode one clip, as in the first epoch.
 
         Raises:
+            IndexError: there are not so many.
             RaylabError: its frames cannot be read; names the clip and the file.
         """
+        if index >= len(self):
+            raise IndexError(index)
         video = torch.empty(self.shape, dtype=torch.uint8)
         clip = self.decode(index, video)
         return {"video": video.permute(0, 3, 1, 2), "id": clip.id, "labels": clip.labels}
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch | EncodedBatch:
-        """The clips of one batch, each decoded into its place, or all as JPEG where `config.jpeg` says so.
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | EncodedBatch:
+        """The samples of one batch, each decoded into its place, or all as JPEG where `config.jpeg` says so.
 
         In a loader process that place is in shared memory. Frames stay as decoders deliver them, channels last in
         memory: bringing them in another order is slow.
@@ -131,36 +137,46 @@ class ClipDataset(TorchDataset[Sample]):
             RaylabError: as for one clip.
         """
         if self._stored and self._config.jpeg == "gpu":
-            return self._encoded(self._stored, indices)
-        video = _empty((len(indices), *self.shape))
-        clips = [self.decode(index, place) for index, place in zip(indices, video, strict=True)]
+            return self._encoded(self._stored, numbers)
+        video = _empty((len(numbers), *self.shape))
+        clips = [self.decode(number, place) for number, place in zip(numbers, video, strict=True)]
         return {"video": video.permute(0, 1, 4, 2, 3), **_described(clips)}
 
-    def _encoded(self, stored: StoredFrames, indices: Sequence[int]) -> EncodedBatch:
-        images = [stored.images(index) for index in indices]
+    def _encoded(self, stored: StoredFrames, numbers: Sequence[int]) -> EncodedBatch:
+        samples = [self._sample(number) for number in numbers]
+        images = [stored.images(index, fractions) for index, _, fractions in samples]
         lengths = torch.tensor([[len(image) for image in clip] for clip in images])
         content = _empty((int(lengths.sum()),))
         content.numpy()[:] = np.frombuffer(b"".join(chain.from_iterable(images)), np.uint8)
-        described = _described([self.clip(index) for index in indices])
+        described = _described([clip for _, clip, _ in samples])
         return {"images": content, "lengths": lengths, "side": self._config.side, **described}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Frames, height, width and channels of one clip in memory."""
-        return self._config.frames, self._config.side, self._config.side, 3
+        return self._crops * self._config.frames, self._config.side, self._config.side, 3
 
-    def decode(self, index: int, place: Tensor) -> Clip:
-        """Decode one clip into `place`, uint8 of the shape `shape`; its annotation.
+    def decode(self, number: int, place: Tensor) -> Clip:
+        """Decode one sample into `place`, uint8 of the shape `shape`; its annotation.
 
         Raises:
             RaylabError: its frames cannot be read; names the clip and the file.
         """
-        clip = self.clip(index)
+        index, clip, fractions = self._sample(number)
         try:
-            self._frames.read(index, clip, place)
+            self._frames.read(index, clip, place, fractions)
         except RaylabError as error:
             raise RaylabError(f"clip {clip.id}: {error}") from error
         return clip
+
+    def _sample(self, number: int) -> tuple[int, Clip, list[float] | None]:
+        """Index and clip of a sample, and at which fractions of the clip its frames are, if not evenly spaced."""
+        epoch, index = divmod(number, len(self))
+        clip = self.clip(index)
+        if self._config.sampling == "uniform":
+            return index, clip, None
+        random = Random(f"{self._seed}/{epoch}/{clip.id}/frames") if self._train else None
+        return index, clip, segment_fractions(self._config.frames, random)
 
 
 class RecordedFrames:
@@ -170,7 +186,7 @@ class RecordedFrames:
         chosen: int64, the positions of all clips.
     """
 
-    def __init__(self, clips: ClipTable, sources: Mapping[str, Path], config: DataConfig) -> None:
+    def __init__(self, clips: ClipTable, sources: Mapping[str, Path], config: DataConfig, crops: int = 1) -> None:
         for video in clips.videos:
             if video not in sources:
                 raise RaylabError(
@@ -180,12 +196,14 @@ class RecordedFrames:
         self.chosen = torch.arange(len(clips))
         self._sources = {video: sources[video] for video in clips.videos}
         self._config = config
+        self._crops = crops
 
-    def read(self, number: int, clip: Clip, place: Tensor) -> None:
-        """Decode one clip into `place`, uint8 (T, S, S, 3)."""
+    def read(self, number: int, clip: Clip, place: Tensor, fractions: Sequence[float] | None = None) -> None:
+        """Decode one clip into `place`, uint8 (crops · T, S, S, 3); at these fractions of it, if given."""
         source = self._sources[clip.video]
-        frames = read_positions(source, positions(clip, source, self._config.frames), self._config.decoder)
-        place.copy_(fit(frames, self._config.side).permute(0, 2, 3, 1))
+        wanted = positions(clip, source, self._config.frames, fractions)
+        frames = read_positions(source, wanted, self._config.decoder)
+        place.copy_(fit(frames, self._config.side, self._crops).permute(0, 2, 3, 1))
 
 
 class _Described(TypedDict):
@@ -209,9 +227,9 @@ def _empty(shape: tuple[int, ...]) -> Tensor:
 class TrainBatches(Sampler[list[int]]):
     """One rank's training batches: a pure function of (seed, epoch, position).
 
-    Each epoch is a permutation of all clips. Global batch k is its k-th stretch of `world_size * batch_size`, and
-    the ranks take turns in it: two workers of batch 4 see together what one of batch 8 sees. What is left at the
-    end of an epoch, less than one global batch, is dropped.
+    What it yields are the sample numbers of `ClipDataset`. Each epoch is a permutation of all clips. Global batch k is
+    its k-th stretch of `world_size * batch_size`, and the ranks take turns in it: two workers of batch 4 see together
+    what one of batch 8 sees. What is left at the end of an epoch, less than one global batch, is dropped.
 
     Args:
         clips: size of the data set.
@@ -250,13 +268,15 @@ class TrainBatches(Sampler[list[int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.clips)
         step = self.batch_size * self.world_size
         starts = range(self.batch * step, len(self) * step, step)
-        return (order[start + self.rank : start + step : self.world_size].tolist() for start in starts)
+        numbers = order + self.epoch * self.clips
+        return (numbers[start + self.rank : start + step : self.world_size].tolist() for start in starts)
 
 
 class EvalBatches(Sampler[list[int]]):
     """One rank's evaluation batches: every clip exactly once over all ranks, none repeated to fill up.
 
-    Ranks may differ by one clip, and so by one batch; a rank has none when there are fewer clips than ranks.
+    Ranks take turns batch by batch, so a clip stands in the same batch, and its logits have the same bits, for any
+    number of workers. A rank has none when there are fewer batches than ranks.
 
     Args:
         clips: size of the data set.
@@ -266,15 +286,15 @@ class EvalBatches(Sampler[list[int]]):
     """
 
     def __init__(self, clips: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.share = range(rank, clips, world_size)
+        self.clips = clips
         self.batch_size = batch_size
+        self.starts = range(rank * batch_size, clips, world_size * batch_size)
 
     def __len__(self) -> int:
-        return ceil(len(self.share) / self.batch_size)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        starts = range(0, len(self.share), self.batch_size)
-        return (list(self.share[start : start + self.batch_size]) for start in starts)
+        return (list(range(start, min(start + self.batch_size, self.clips))) for start in self.starts)
 
 
 def make_loader(dataset: ClipDataset, batches: Sampler[list[int]], config: DataConfig, pin: bool) -> DataLoader[Sample]:

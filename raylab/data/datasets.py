@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from raylab.data import epic
 from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import kitchen_root
+from raylab.data.splits import POOLED, by_group
 from raylab.data.store.find import find_store
 
 
@@ -20,8 +21,8 @@ class Reader(Protocol):
 
     FORMAT: int
 
-    def annotation_files(self, config: DataConfig) -> dict[str, Path]:
-        """The files that the annotations are read from, by what they hold."""
+    def annotation_files(self, config: DataConfig, splits: Sequence[str]) -> dict[str, Path]:
+        """The files that the annotations of these splits are read from, by what they hold."""
 
     def read_dataset(self, files: Mapping[str, Path], max_clips: int | None) -> Dataset:
         """Clips and class names, without sources: a function of the files' content and of `max_clips` alone."""
@@ -45,13 +46,15 @@ def _render_kitchen(config: DataConfig) -> DataConfig:
 DATASETS = {"epic": Entry(epic), "kitchen": Entry(epic, _render_kitchen)}
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, splits: Sequence[str] = ("train", "val"), crops: int = 1) -> Dataset:
     """Clips and class names of the data set that `config` names, and where their frames come from.
 
     Annotations are parsed once: later calls map them from the cache folder, for as long as the files are unchanged.
 
     Args:
-        config: `dataset` and what says where it lies; `max_clips`; `store`, and what a store must hold.
+        config: `dataset` and what says where it lies; `split`; `max_clips`; `store`, and what a store must hold.
+        splits: those that are wanted; files and videos of others need not be there.
+        crops: of each frame, as for `ClipDataset`.
 
     Raises:
         RaylabError: files are missing or malformed, or `store` names a folder without a store that will do; the
@@ -59,11 +62,15 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     entry = DATASETS[config.dataset]
     reader, located = entry.reader, entry.locate(config)
-    files = reader.annotation_files(located)
+    regrouped = config.split == "participant" and not set(splits).isdisjoint(POOLED)
+    files = reader.annotation_files(located, list(dict.fromkeys([*splits, *(POOLED if regrouped else ())])))
     key = digest(files, config.dataset, reader.FORMAT, config.max_clips)
     dataset = cached(key, lambda: reader.read_dataset(files, config.max_clips))
+    if regrouped:
+        dataset = by_group(dataset, config.folds, config.fold)
+    dataset = replace(dataset, splits={split: dataset.splits[split] for split in splits})
     clips = {split: annotations.clips for split, annotations in dataset.splits.items()}
-    stored, refusals = find_store(config, stores_folder(config), clips)
+    stored, refusals = find_store(config, stores_folder(config), clips, crops)
     if stored:
         return replace(dataset, stored=stored)
     videos = {video: group for table in clips.values() for video, group in table.videos.items()}

@@ -10,7 +10,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,11 +21,18 @@ from raylab.errors import RaylabError
 if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a file
     from raylab.config import DataConfig
 
-FORMAT = 1  # raise it when a change of the code changes what is read: caches are told apart by it
-SPLITS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
+FORMAT = 2  # raise it when a change of the code changes what is read: caches are told apart by it
+SPLITS = {
+    "train": "EPIC_100_train.csv",
+    "val": "EPIC_100_validation.csv",
+    "test": "EPIC_100_test_timestamps.csv",  # without labels
+}
+LABELLED = ("train", "val")
 CLASSES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
+TAIL = {"verb": "EPIC_100_tail_verbs.csv", "noun": "EPIC_100_tail_nouns.csv"}
+UNSEEN = "EPIC_100_unseen_participant_ids_validation.csv"
 VIDEO_INFO = "EPIC_100_video_info.csv"
-FILES = {**SPLITS, **CLASSES, "video_info": VIDEO_INFO}
+OPTIONAL = {"video_info": VIDEO_INFO, "unseen": UNSEEN, **{f"tail_{head}": name for head, name in TAIL.items()}}
 
 ANNOTATION_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
 SOURCE_FOLDERS = {
@@ -49,12 +56,15 @@ class VideoInfo:
     fps: float
 
 
-def annotation_files(config: DataConfig) -> dict[str, Path]:
-    """The CSV files of EPIC-KITCHENS-100, by what they hold: each of `SPLITS`, of `CLASSES`, and `video_info`.
+def annotation_files(config: DataConfig, splits: Sequence[str] = LABELLED) -> dict[str, Path]:
+    """The CSV files of EPIC-KITCHENS-100, by what they hold: some of `SPLITS`, each of `CLASSES`, some of `OPTIONAL`.
 
-    They are taken from one folder, the first to hold `EPIC_100_train.csv` of: `config.annotations` if given, else
-    the root and its `ANNOTATION_FOLDERS`. `EPIC_100_video_info.csv` is optional; without it, times are not checked
-    against the videos.
+    They are taken from one folder, the first to hold the first split's file: `config.annotations` if given, else of the
+    root and its `ANNOTATION_FOLDERS`. Without `EPIC_100_video_info.csv`, times are not checked against the videos.
+
+    Args:
+        config: `root` and `annotations` are used.
+        splits: the splits that are wanted.
 
     Raises:
         RaylabError: files are missing, or a folder cannot be listed.
@@ -63,15 +73,16 @@ def annotation_files(config: DataConfig) -> dict[str, Path]:
         folders = [Path(config.annotations).absolute()]
     else:
         folders = [Path(config.root).absolute() / name for name in ANNOTATION_FOLDERS]
-    names = {*FILES.values()}
+    needed = {split: SPLITS[split] for split in splits} | CLASSES
+    wanted = needed | OPTIONAL
+    names = set(wanted.values())
     there = {f: {at.name for at in _scan(f, lambda e: e.name in names and e.is_file())} for f in folders}
-    found = [folder for folder in folders if SPLITS["train"] in there[folder]][:1]
-    needed = [*SPLITS.values(), *CLASSES.values()]
-    missing = [folder / name for folder in found or folders for name in needed if name not in there[folder]]
+    found = [folder for folder in folders if SPLITS[splits[0]] in there[folder]][:1]
+    missing = [folder / name for folder in found or folders for name in needed.values() if name not in there[folder]]
     if missing:
         lines = [f"  {path}" for path in missing]
         raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, _REMEDY]))
-    return {what: folder / name for folder in found for what, name in FILES.items() if name in there[folder]}
+    return {what: folder / name for folder in found for what, name in wanted.items() if name in there[folder]}
 
 
 def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dataset:
@@ -82,7 +93,7 @@ def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dat
         max_clips: take at most this many clips of each split, evenly spaced.
 
     Returns:
-        Splits `train` and `val`, heads `verb` and `noun`; no sources.
+        The splits that `files` has, heads `verb` and `noun`; no sources.
 
     Raises:
         RaylabError: a file cannot be read, or a split has no clips.
@@ -91,9 +102,19 @@ def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dat
     classes = {head: len(names) for head, names in labels.items()}
     videos = read_video_info(files["video_info"]) if "video_info" in files else None
     splits = {
-        split: _limit(read_annotations(files[split], classes, videos), files[split], max_clips) for split in SPLITS
+        split: _limit(
+            read_annotations(files[split], classes if split in LABELLED else {}, videos), files[split], max_clips
+        )
+        for split in SPLITS
+        if split in files
     }
-    return Dataset(splits, labels)
+    unseen = frozenset(read_names(files["unseen"])) if "unseen" in files else frozenset()
+    tail = {
+        head: frozenset(read_tail(files[f"tail_{head}"], head, classes[head]))
+        for head in TAIL
+        if f"tail_{head}" in files
+    }
+    return Dataset(splits, labels, unseen=unseen, tail=tail)
 
 
 def read_annotations(
@@ -172,6 +193,36 @@ def read_video_info(path: Path) -> dict[str, VideoInfo]:
         return row["video_id"], VideoInfo(_positive(row, "duration"), _positive(row, "fps"))
 
     return dict(_strict_table(path, ("video_id", "duration", "fps"), parse))
+
+
+def read_names(path: Path) -> list[str]:
+    """The participants of `EPIC_100_unseen_participant_ids_validation.csv`.
+
+    Raises:
+        RaylabError: the file cannot be read, or a row is not a plain name.
+    """
+    return _strict_table(path, ("participant_id",), lambda row: _name(row, "participant_id"))
+
+
+def read_tail(path: Path, head: str, classes: int) -> list[int]:
+    """The rare classes of `EPIC_100_tail_verbs.csv` or `EPIC_100_tail_nouns.csv`.
+
+    Args:
+        path: the file.
+        head: its column, `verb` or `noun`.
+        classes: how many classes there are.
+
+    Raises:
+        RaylabError: the file cannot be read, or a row is not a class.
+    """
+
+    def parse(row: Row) -> int:
+        value = _whole(row, head)
+        if value >= classes:
+            raise _Rejected("of unknown class", f"{head} {value} is not among 0 to {classes - 1}")
+        return value
+
+    return _strict_table(path, (head,), parse)
 
 
 def find_sources(config: DataConfig, videos: Mapping[str, str]) -> dict[str, Path]:

@@ -33,7 +33,7 @@ from raylab.data.kitchen_plan import NOUNS, SIZES, VERBS, Pose, Video, digits, p
 from raylab.errors import RaylabError, unknown_name
 from raylab.storage import cache_folder
 
-FORMAT = 1  # raise it when a change of the code changes what is rendered: caches are told apart by it
+FORMAT = 2  # raise it when a change of the code changes what is rendered: caches are told apart by it
 WIDTH, HEIGHT = 128, 72
 GLYPH = 40  # pixels along a digit's mask: its 8 × 8 cells and an empty border cell around them, 4 pixels each
 ENCODER = {"qp": "0", "preset": "superfast", "g": "50", "sc_threshold": "0", "threads": "1"}
@@ -53,9 +53,12 @@ def kitchen_root(
 ) -> Path:
     """The folder of the built-in data set, rendered on the first call.
 
-    Its layout is EPIC-KITCHENS-100's: `EPIC_100_{train,validation,verb_classes,noun_classes,video_info}.csv` and
-    `<participant>/videos/<video_id>.MP4` (H.264). Files and decoded frames do not depend on `workers`. The folder
-    appears complete or not at all; processes that ask at the same time wait for the one that renders.
+    Its layout is EPIC-KITCHENS-100's: `EPIC_100_{train,validation,verb_classes,noun_classes,video_info}.csv`, the lists
+    of unseen participants and of tail classes, and `<participant>/videos/<video_id>.MP4` (H.264). No participant is in
+    both splits, so all of validation are unseen; classes are equally frequent, so the last fifth stand for a tail.
+
+    Files and decoded frames do not depend on `workers`. The folder appears complete or not at all; processes that ask
+    at the same time wait for the one that renders.
 
     Args:
         size: a key of `SIZES`.
@@ -196,6 +199,10 @@ def _write_annotations(folder: Path, splits: dict[str, tuple[Video, ...]]) -> No
     for head, keys in (("verb", VERBS), ("noun", NOUNS)):
         classes = ((i, key, [key], kind) for i, (key, kind) in enumerate(zip(keys, categories[head], strict=True)))
         _write_csv(folder / f"EPIC_100_{head}_classes.csv", ("id", "key", "instances", "category"), classes)
+        tail = range(len(keys) * 4 // 5, len(keys))
+        _write_csv(folder / f"EPIC_100_tail_{head}s.csv", (head,), ((index,) for index in tail))
+    unseen = sorted({(video.participant,) for video in splits["validation"]})
+    _write_csv(folder / "EPIC_100_unseen_participant_ids_validation.csv", ("participant_id",), unseen)
     info = (
         (video.id, float(video.frames / video.fps), float(video.fps), f"{WIDTH}x{HEIGHT}")
         for videos in splits.values()

@@ -1,6 +1,8 @@
-"""Which frames of a clip the model sees: evenly spaced, the first and the last inside the segment."""
+"""Which frames of a clip the model sees: evenly spaced, or one from each of as many equal segments."""
 
 from __future__ import annotations
+
+from random import Random
 
 import numpy as np
 
@@ -51,6 +53,24 @@ def frame_times(start: float, stop: float, fps: float, n: int) -> list[float]:
         raise ValueError(f"fps must be positive, not {fps}")
     times: list[float] = np.linspace(start, max(start, stop - 1 / fps), n).tolist()
     return times
+
+
+def segment_fractions(n: int, random: Random | None = None) -> list[float]:
+    """One moment in each of `n` equal segments of a clip, as fractions of the clip (TSN: Wang et al., ECCV 2016).
+
+    Args:
+        n: how many.
+        random: where in its segment each lies; None for the middle.
+
+    Returns:
+        `n` ascending numbers in [0, 1).
+
+    Raises:
+        ValueError: `n` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    return [(i + (random.random() if random else 0.5)) / n for i in range(n)]
 
 
 def _check(start: float, stop: float, n: int) -> None:

@@ -90,7 +90,10 @@ class Trainer:
         valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
         if experiment.monitor not in valid:
             raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
-        clips = {split: ClipDataset.of(dataset, split, data) for split in ("train", "val")}
+        clips = {
+            split: ClipDataset.of(dataset, split, data, train=split == "train", seed=experiment.seed)
+            for split in ("train", "val")
+        }
         stage(dataset.stored)
         self.batches = TrainBatches(
             len(clips["train"]), data.batch_size, worker.rank, worker.world_size, experiment.seed

@@ -199,7 +199,7 @@ def test_training_takes_each_clip_at_most_once_an_epoch(
     assert {len(batch) for batches in ranks for batch in batches} == {batch_size}
     seen = list(chain.from_iterable(chain.from_iterable(ranks)))
     assert len(set(seen)) == len(seen) == steps * batch_size * world_size
-    assert set(seen) <= set(range(clips))
+    assert set(seen) <= set(range(epoch * clips, (epoch + 1) * clips))  # sample numbers count on through the epochs
     assert len(TrainBatches(clips, batch_size, 0, world_size, 0)) == steps
 
 
@@ -242,8 +242,10 @@ def test_evaluation_takes_each_clip_exactly_once(clips: int, batch_size: int, wo
     ranks = [EvalBatches(clips, batch_size, rank, world_size) for rank in range(world_size)]
     shares = [list(chain.from_iterable(batches)) for batches in ranks]
     assert sorted(chain.from_iterable(shares)) == list(range(clips))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    for batches in ranks:
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    alone = list(EvalBatches(clips, batch_size, rank=0, world_size=1))
+    for rank, batches in enumerate(ranks):
+        assert list(batches) == alone[rank::world_size]  # the same batches for any number of workers
         assert len(batches) == len(list(batches))
         assert all(0 < len(batch) <= batch_size for batch in batches)
 

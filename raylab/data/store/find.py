@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def find_store(
-    config: DataConfig, folder: Path, clips: Mapping[str, ClipTable]
+    config: DataConfig, folder: Path, clips: Mapping[str, ClipTable], crops: int = 1
 ) -> tuple[dict[str, StoredFrames], list[str]]:
     """The frames of every split, from the smallest store that holds what `config` asks for.
 
@@ -24,6 +24,7 @@ def find_store(
         config: `store` says whether to look, and whether there must be one; `frames` and `size` what it must hold.
         folder: of stores; or one store.
         clips: split → its clips.
+        crops: of each frame, as for `ClipDataset`.
 
     Returns:
         Split → its frames, empty where they are to be decoded from video; and why stores that are there will not do.
@@ -35,12 +36,12 @@ def find_store(
         return {}, []
     refusals: list[str] = []
     for place, manifest in sorted(_stores(folder), key=lambda store: _cost(store[1])):
-        refusal = manifest.settings.refusal(config)
+        refusal = manifest.settings.refusal(config, crops)
         if refusal is None:
             from raylab.data.store.reader import Store, StoredFrames
 
             store = Store(place, manifest)
-            frames = {split: StoredFrames(store, table, config) for split, table in clips.items()}
+            frames = {split: StoredFrames(store, table, config, crops) for split, table in clips.items()}
             missing = sum(split.missing for split in frames.values())
             gone = len(manifest.shards.keys() - {path.stem for path in place.glob("shards/*.arrow")})
             if not missing and not gone:

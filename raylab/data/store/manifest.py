@@ -42,8 +42,12 @@ class StoreSettings(Section):
         rule = f"{self.fps:g}fps" if self.fps else f"{'+'.join(map(str, self.frames))}f"
         return f"{rule}-{self.short_side}px-q{self.quality}" + ("" if self.sides else "-square")
 
-    def refusal(self, config: DataConfig) -> str | None:
-        """Why a store with these settings cannot serve `config`; None where it can."""
+    def refusal(self, config: DataConfig, crops: int = 1) -> str | None:
+        """Why a store with these settings cannot serve `config`, with so many crops of a frame; None where it can."""
+        if not self.fps and config.sampling != "uniform":
+            return f"holds evenly spaced frames, not data.sampling = {config.sampling}: prepare one with --fps"
+        if not self.sides and crops > 1:
+            return f"holds the centre square alone, not {crops} crops: prepare one without --square"
         if not self.fps and config.frames not in self.frames:
             return f"holds {' or '.join(map(str, self.frames))} frames of a clip, not data.frames = {config.frames}"
         if self.short_side < config.side:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip, ClipTable
+from raylab.data.footage import fit
 from raylab.data.store import index, jpeg
 from raylab.data.store.manifest import PREPARE, Manifest
 from raylab.data.store.shards import read_clip, reading, shard_path
@@ -71,13 +72,14 @@ class StoredFrames:
         store: where they are.
         clips: of one split.
         config: `frames`, `size` and `stage` are used.
+        crops: of each frame, as for `ClipDataset`.
 
     Attributes:
         missing: clips that the store does not know, or knows with another segment.
         chosen: int64, the positions in `clips` of those that can be read.
     """
 
-    def __init__(self, store: Store, clips: ClipTable, config: DataConfig) -> None:
+    def __init__(self, store: Store, clips: ClipTable, config: DataConfig, crops: int = 1) -> None:
         rows = index.locate(store.index, clips)
         known = rows >= 0
         readable = known & store.index["shard"].is_valid().to_numpy()[rows]
@@ -87,18 +89,24 @@ class StoredFrames:
         self.stage = Stage.of(store.folder, config.stage)
         self._rows = torch.from_numpy(rows[readable])
         self._frames = config.frames
+        self._crops = crops
 
-    def read(self, number: int, clip: Clip, place: Tensor) -> None:
-        """Decode one of the chosen clips into `place`, uint8 (T, S, S, 3).
+    def read(self, number: int, clip: Clip, place: Tensor, fractions: Sequence[float] | None = None) -> None:
+        """Decode one of the chosen clips into `place`, uint8 (crops · T, S, S, 3).
 
         Raises:
             RaylabError: its shard is gone or damaged.
         """
         path, row = self._place(number)
         with reading(path):
-            jpeg.decode_squares(read_clip(path, row, self._frames).squares, place)
+            found = read_clip(path, row, self._frames, fractions)
+            if self._crops == 1:
+                jpeg.decode_squares(found.squares, place)
+            else:
+                whole = jpeg.decode_whole(found.squares, found.sides, wide=found.width > found.height)
+                place.copy_(fit(whole, place.shape[1], self._crops).permute(0, 2, 3, 1))
 
-    def images(self, number: int) -> list[Any]:
+    def images(self, number: int, fractions: Sequence[float] | None = None) -> list[Any]:
         """JPEG images of the centre squares of T frames, as buffers.
 
         Raises:
@@ -106,7 +114,7 @@ class StoredFrames:
         """
         path, row = self._place(number)
         with reading(path):
-            return read_clip(path, row, self._frames).squares
+            return read_clip(path, row, self._frames, fractions).squares
 
     def _place(self, number: int) -> tuple[Path, int]:
         """The shard of one of the chosen clips, and its row there."""

@@ -66,13 +66,14 @@ def write_shard(path: Path, clips: Iterable[StoredClip]) -> None:
             writer.write_batch(pa.record_batch([[getattr(clip, name)] for name in SCHEMA.names], schema=SCHEMA))
 
 
-def read_clip(path: Path, row: int, frames: int | None = None) -> StoredClip:
+def read_clip(path: Path, row: int, frames: int | None = None, fractions: Sequence[float] | None = None) -> StoredClip:
     """One clip of a shard. Its images are views of the mapped file, not copies.
 
     Args:
         path: the shard.
         row: of the clip.
         frames: how many of its frames, evenly spaced; all of them by default.
+        fractions: instead of evenly spaced, those nearest to these fractions of the clip, in [0, 1).
 
     Raises:
         OSError, ValueError, LookupError, pa.ArrowException: it is gone or damaged: see `reading`.
@@ -82,7 +83,7 @@ def read_clip(path: Path, row: int, frames: int | None = None) -> StoredClip:
     column = {name: batch.column(name) for name in SCHEMA.names}
     # Not `to_numpy`: it would import pandas, in every loader process.
     positions = np.asarray(np.from_dlpack(column["positions"].values), np.float64)
-    chosen = list(range(len(positions))) if frames is None else nearest(positions, frames)
+    chosen = list(range(len(positions))) if frames is None else nearest(positions, frames, fractions)
     return StoredClip(
         id=column["id"][0].as_py(),
         height=column["height"][0].as_py(),
@@ -112,13 +113,16 @@ def _images(column: pa.BinaryArray, chosen: Sequence[int]) -> list[memoryview | 
     return [bytes_[offsets[i] : offsets[i + 1]] for i in chosen]
 
 
-def nearest(positions: NDArray[np.float64], frames: int) -> list[int]:
-    """Indices of the stored frames that are nearest to `frames` evenly spaced ones.
+def nearest(positions: NDArray[np.float64], frames: int, fractions: Sequence[float] | None = None) -> list[int]:
+    """Indices of the stored frames that are nearest to `frames` evenly spaced ones, or to fractions of the clip.
 
-    Exactly those that `raylab.data.footage.positions` would name, where the store was made for that many frames.
+    Evenly spaced, exactly those that `raylab.data.footage.positions` would name, where the store was made for that many
+    frames.
     """
-    wanted = np.linspace(positions[0], positions[-1], frames)
-    if (positions % 1 == 0).all():  # frame numbers, not seconds
+    first, last = positions[0], positions[-1]
+    evenly = fractions is None
+    wanted = np.linspace(first, last, frames) if evenly else first + np.asarray(fractions) * (last - first)
+    if evenly and (positions % 1 == 0).all():  # frame numbers, not seconds
         wanted = np.rint(wanted)
     between = (positions[1:] + positions[:-1]) / 2
     indices: list[int] = np.searchsorted(between, wanted).tolist()

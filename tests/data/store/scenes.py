@@ -42,7 +42,9 @@ def numbers(frames: Tensor) -> list[int]:
 def encode(path: Path, width: int = 96, height: int = 64, count: int = COUNT, first: int = 0, crf: int = 4) -> Path:
     """Write frames `first`, `first` + 1, … as a video file; any size."""
     with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"g": "12", "crf": str(crf)})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(FPS), options={"g": "12", "crf": str(crf), "threads": "1"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
         for number in range(first, first + count):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")))

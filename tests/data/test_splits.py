@@ -1,0 +1,136 @@
+"""Which clips are for what: participants kept apart, the test split, unseen participants and tail classes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from raylab.config import DataConfig
+from raylab.data.clips import Annotations, Clip, ClipTable, Dataset
+from raylab.data.datasets import load_dataset
+from raylab.data.kitchen import kitchen_root
+from raylab.data.splits import by_group
+from raylab.errors import RaylabError
+
+OFFICIAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "epic-kitchens-100"
+KITCHEN = DataConfig(dataset="kitchen", kitchen="tiny", store=False)
+
+
+def clips(ids: str, group: str) -> list[Clip]:
+    return [Clip(id, "v", 0.0, 1.0, 1, 26, {"verb": 0}, group) for id in ids]
+
+
+def dataset(train: list[Clip], val: list[Clip]) -> Dataset:
+    return Dataset({"train": Annotations(ClipTable.of(train)), "val": Annotations(ClipTable.of(val))}, {"verb": ["x"]})
+
+
+MIXED = dataset(clips("abc", "P1") + clips("de", "P2"), clips("fg", "P2") + clips("h", "P3") + clips("ij", "P4"))
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_over_all_folds_each_clip_is_validated_once_and_no_participant_stands_on_both_sides(folds: int) -> None:
+    validated = []
+    for fold in range(folds):
+        divided = by_group(MIXED, folds, fold)
+        train, val = (divided.splits[split].clips for split in ("train", "val"))
+        assert len(train) + len(val) == 10
+        assert {clip.group for clip in train}.isdisjoint(clip.group for clip in val)
+        assert divided.unseen == {clip.group for clip in val}
+        validated += [clip.id for clip in val]
+    assert sorted(validated) == list("abcdefghij")
+    assert by_group(MIXED, folds, 0).splits == by_group(MIXED, folds, 0).splits
+
+
+@pytest.mark.parametrize(
+    ("data", "folds", "fold", "message"),
+    [
+        (MIXED, 2, 2, r"data\.fold = 2: folds are numbered 0 to 1"),
+        (MIXED, 5, 0, r"data\.folds = 5: there are only 4 participants"),
+        (dataset(clips("ab", "P1"), clips("b", "P2")), 2, 0, "'b' stands in both annotation files"),
+    ],
+)
+def test_what_cannot_be_divided_is_named(data: Dataset, folds: int, fold: int, message: str) -> None:
+    with pytest.raises(RaylabError, match=message):
+        by_group(data, folds, fold)
+
+
+def test_a_data_set_by_participant() -> None:
+    official, divided = (
+        load_dataset(KITCHEN.model_copy(update={"split": split, "folds": 3})) for split in ("official", "participant")
+    )
+    whole = {clip.id for found in official.splits.values() for clip in found.clips}
+    assert {clip.id for found in divided.splits.values() for clip in found.clips} == whole
+    assert divided.sources == official.sources
+    alone = load_dataset(KITCHEN.model_copy(update={"split": "participant", "folds": 3}), splits=("val",))
+    assert alone.splits == {"val": divided.splits["val"]}
+
+
+def test_only_what_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
+    root = tmp_path / "epic"
+    shutil.copytree(kitchen_root("tiny"), root)
+    config = DataConfig(root=str(root), store=False)
+    whole = load_dataset(config)
+    (root / "EPIC_100_train.csv").unlink()
+    for video in whole.splits["train"].clips.videos:
+        whole.sources[video].unlink()
+    val = load_dataset(config, splits=("val",))
+    assert val.splits == {"val": whole.splits["val"]}
+    assert val.sources.keys() == whole.splits["val"].clips.videos.keys()
+    with pytest.raises(RaylabError, match=r"EPIC_100_train\.csv"):
+        load_dataset(config)
+
+
+def test_the_test_split_has_no_labels(tmp_path: Path) -> None:
+    root = tmp_path / "epic"
+    shutil.copytree(kitchen_root("tiny"), root)
+    lines = (root / "EPIC_100_validation.csv").read_text().splitlines()
+    columns = 8  # narration_id to stop_frame: what the test file has
+    kept = [",".join(line.split(",")[:columns]) for line in lines]
+    (root / "EPIC_100_test_timestamps.csv").write_text("\n".join(kept) + "\n")
+    config = DataConfig(root=str(root), store=False)
+    test, val = load_dataset(config, splits=("test",)), load_dataset(config, splits=("val",))
+    assert [clip.labels for clip in test.splits["test"].clips] == [{}] * len(val.splits["val"].clips)
+    assert [clip.id for clip in test.splits["test"].clips] == [clip.id for clip in val.splits["val"].clips]
+    assert load_dataset(config, splits=("test",)) == test  # from the cache
+
+
+def test_unseen_participants_and_tail_classes() -> None:
+    found = load_dataset(KITCHEN)
+    train, val = (found.splits[split].clips for split in ("train", "val"))
+    assert found.unseen == {clip.group for clip in val}
+    assert found.unseen.isdisjoint(clip.group for clip in train)
+    assert found.tail == {"verb": frozenset({6, 7}), "noun": frozenset({8, 9})}
+    assert load_dataset(KITCHEN).tail == found.tail
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("EPIC_100_tail_verbs.csv", "verb\n97\n", r"tail_verbs\.csv:2: verb 97 is not among 0 to 7"),
+        ("EPIC_100_tail_nouns.csv", "noun\n1\nx\n", r"tail_nouns\.csv:3: noun 'x' is not a whole number"),
+        ("EPIC_100_unseen_participant_ids_validation.csv", "participant_id\n../P1\n", r"participant_id '\.\./P1'"),
+        ("EPIC_100_unseen_participant_ids_validation.csv", "name\nP1\n", "no column participant_id"),
+    ],
+)
+def test_bad_lists_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    root = tmp_path / "epic"
+    shutil.copytree(kitchen_root("tiny"), root)
+    (root / file).write_text(content)
+    with pytest.raises(RaylabError, match=message):
+        load_dataset(DataConfig(root=str(root), store=False))
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason="the official EPIC-KITCHENS-100 files are not here")
+def test_the_official_lists(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    config = DataConfig(root=str(tmp_path), annotations=str(OFFICIAL), store=False)
+    with pytest.raises(RaylabError, match="138 of 138 videos are missing"):
+        load_dataset(config, splits=("val",))
+    for line in (OFFICIAL / "EPIC_100_validation.csv").read_text().splitlines()[1:]:
+        (videos / f"{line.split(',')[2]}.MP4").touch()
+    found = load_dataset(config, splits=("val",))
+    assert found.unseen == {"P18", "P32"}
+    assert {head: len(classes) for head, classes in found.tail.items()} == {"verb": 86, "noun": 228}
