@@ -77,6 +77,16 @@ class Checkpoint:
         return str(self.folder)
 
     @property
+    def name(self) -> str:
+        """The run it belongs to, or where that is not known the folder's own name."""
+        return self.run or self.folder.name
+
+    def history(self) -> list[dict[str, Any]]:
+        """One row of metrics for each epoch up to this checkpoint."""
+        rows: list[dict[str, Any]] = self.folder.read_json("training.json")["progress"]["history"]
+        return rows
+
+    @property
     def heads(self) -> dict[str, int]:
         """Head name → number of classes."""
         return {head: len(names) for head, names in self.labels.items()}
@@ -182,6 +192,20 @@ def best_checkpoint(
     if not candidates:
         raise RaylabError(f"{folder}: no trial has started yet")
     return _best(folder, candidates, metric, mode)
+
+
+def find_checkpoint(where: str | Path, storage: str | Path = DEFAULT_STORAGE) -> Checkpoint:
+    """A checkpoint by its own folder, or the best one of a sweep or a run.
+
+    Args:
+        where: the path or URI of a checkpoint's folder, or what `best_checkpoint` takes.
+        storage: the results folder, a path or a URI.
+
+    Raises:
+        RaylabError: there is no such checkpoint, sweep or run.
+    """
+    folder = Folder.open(where)
+    return Checkpoint.open(folder) if folder.exists("checkpoint.json") else best_checkpoint(where, storage=storage)
 
 
 def how_to_load(name: str, storage: str | Path) -> str:

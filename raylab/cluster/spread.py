@@ -1,4 +1,4 @@
-"""Many independent pieces of work over all CPUs of the cluster."""
+"""Many independent pieces of work over the whole cluster."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ R = TypeVar("R")
 AHEAD = 2  # jobs waiting for each CPU: enough to keep it busy, and a reason for an autoscaler to add nodes
 
 
-def spread(function: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-    """`function` of each job, one CPU each, in the order in which they end; jobs are drawn as CPUs become free.
+def spread(function: Callable[[J], R], jobs: Iterable[J], cpus: float = 1, gpus: float = 0) -> Iterator[R]:
+    """`function` of each job, in the order in which they end; jobs are drawn as room for them becomes free.
 
     A job whose process or node is lost is run again, so it must come to the same when run twice.
+
+    Args:
+        function: what to do; sent to each node once.
+        jobs: its arguments.
+        cpus, gpus: what one job holds while it runs. Ray sets OMP_NUM_THREADS to the CPUs.
 
     Raises:
         RaylabError: `function` raised it, or a job was lost several times.
     """
-    task = ray.remote(num_cpus=1, max_retries=3)(_call)  # for which Ray sets OMP_NUM_THREADS to 1
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_call)
     shared = ray.put(function)  # sent to each node once, not with each job
     running: set[ray.ObjectRef] = set()
     waiting = iter(jobs)
     try:
         while True:
-            most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
             while len(running) < most and (job := next(waiting, None)) is not None:
                 running.add(task.remote(shared, job))
             if not running:

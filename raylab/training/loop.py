@@ -23,6 +23,7 @@ from raylab.data.dataset import Batch, ClipDataset, EncodedBatch, EvalBatches, T
 from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
 from raylab.tasks import build_task
+from raylab.tasks.base import DTYPES
 from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
@@ -30,7 +31,6 @@ from raylab.training.runfolder import RunFolder
 from raylab.training.state import LossMean, Progress, TrainState, seed_step, sync_flag
 
 Report = Callable[[dict[str, Any]], None]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scenes import FPS, building, clip, numbers, prepare
+from scenes import FPS, building, clip, encode, numbers, prepare
 
 from raylab.config import DataConfig
 from raylab.data.clips import ClipTable
@@ -116,9 +116,9 @@ def test_a_store_by_rate_gives_what_the_video_gives(sources: dict[str, Path], st
 
 
 def test_a_store_of_fixed_frames_refuses_segments(store: Path) -> None:
-    config = SEGMENTS.model_copy(update={"store": str(store / "4f-256px-q90")})
+    config = SEGMENTS.model_copy(update={"store": str(store / "4f-32px-q90")})
     with pytest.raises(RaylabError, match=r"holds evenly spaced frames, not data\.sampling = segments.*--fps"):
-        stored(config, store / "4f-256px-q90")
+        stored(config, store / "4f-32px-q90")
 
 
 @pytest.mark.parametrize("place", ["video", "store"])
@@ -140,8 +140,6 @@ def test_three_crops_reach_from_one_end_to_the_other(sources: dict[str, Path], s
 
 
 def test_a_square_frame_has_three_equal_crops(tmp_path: Path) -> None:
-    from scenes import encode
-
     data = ClipDataset(
         [clip("square_0", "square", 0, 9)], {"square": encode(tmp_path / "s.mp4", 64, 64)}, UNIFORM, crops=3
     )
@@ -151,9 +149,9 @@ def test_a_square_frame_has_three_equal_crops(tmp_path: Path) -> None:
 
 
 def test_what_keeps_squares_alone_refuses_crops(store: Path, sources: dict[str, Path]) -> None:
-    config = UNIFORM.model_copy(update={"frames": 8, "store": str(store / "8f-256px-q90-square")})
+    config = UNIFORM.model_copy(update={"frames": 8, "store": str(store / "8f-32px-q90-square")})
     with pytest.raises(RaylabError, match=r"holds the centre square alone, not 3 crops.*without --square"):
-        stored(config, store / "8f-256px-q90-square", crops=3)
+        stored(config, store / "8f-32px-q90-square", crops=3)
     gpu = UNIFORM.model_copy(update={"jpeg": "gpu"})
     with pytest.raises(RaylabError, match=r"data\.jpeg = gpu: decodes the centre square alone, not 3 crops"):
         stored(gpu, store, crops=3)

@@ -1,0 +1,341 @@
+"""Judge trained models on a split, as the EPIC-KITCHENS-100 challenge does.
+
+    python -m raylab.evaluate epic_phase2
+    python -m raylab.evaluate epic_phase2 epic_phase3 --ensemble --views 5x3 --json figures.json
+    python -m raylab.evaluate results/my_run/checkpoints/step_00001234 data.root=/data/epic --split val --split train
+    python -m raylab.evaluate epic_phase3 --split test --submission test.zip
+
+Each name is a sweep or a run, whose best checkpoint is taken, or the folder of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from raylab.cli import console, run_verb
+from raylab.config import Experiment, parse_overrides
+from raylab.data.clips import Dataset
+from raylab.data.datasets import load_dataset
+from raylab.errors import RaylabError
+from raylab.results import DEFAULT_STORAGE, Checkpoint, find_checkpoint
+from raylab.storage import replacing
+
+if TYPE_CHECKING:
+    from raylab.evaluation.predictions import Predictions, Views
+    from raylab.evaluation.scores import Scores
+
+UNLABELLED = "test"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one model, or an ensemble of several, was found to be worth.
+
+    Attributes:
+        name: of its run, or `ensemble`.
+        about: what was judged: checkpoint, epoch, settings.
+        predictions: split → what it says of every clip.
+        scores: split → figures; none for a split without labels.
+        history: the metrics measured when the checkpoint was written; empty for an ensemble.
+    """
+
+    name: str
+    about: dict[str, Any]
+    predictions: dict[str, Predictions]
+    scores: dict[str, Scores]
+    history: dict[str, float]
+
+    def gap(self) -> tuple[str, float]:
+        """The overfitting gap, training accuracy less validation accuracy of the action, and how it was measured."""
+        if {"train", "val"} <= self.scores.keys():
+            train, val = (self.scores[split].accuracy["action_top1"] for split in ("train", "val"))
+            return "overfitting gap (action_top1, same views)", train - val
+        return "overfitting gap (action_top1, while training)", self.history.get("gap/action_top1", math.nan)
+
+
+def judge(
+    checkpoint: str | Path | Checkpoint,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    splits: Sequence[str] = ("val",),
+    views: str = "1x1",
+    workers: int = 1,
+    storage: str | Path = DEFAULT_STORAGE,
+) -> Judgement:
+    """Judge one model.
+
+    Args:
+        checkpoint: a checkpoint, its folder, or the name of a sweep or a run.
+        overrides: dotted `data.…` settings to change, e.g. `{"data.root": "/data/epic"}`.
+        splits: `val`, `train`, or `test`, which has no labels.
+        views: clips x crops; probabilities are averaged over them.
+        workers: how many share the work; 1 works in this process, on the GPU if there is one, without Ray.
+        storage: the results folder, a path or a URI.
+
+    Returns:
+        Figures and predictions; for any number of workers the same.
+
+    Raises:
+        RaylabError: there is no such checkpoint, or the data is not there or has other classes.
+    """
+    from raylab.evaluation.predictions import Predictions, Views
+    from raylab.evaluation.scores import score
+
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, storage)
+    experiment = changed(found.experiment, overrides or {})
+    parsed = Views.parse(views)
+    predictions, scores = {}, {}
+    for split in splits:
+        dataset = open_split(experiment, found, split, parsed)
+        job = _Job(found, experiment, split, parsed)
+        predictions[split] = Predictions.join(_run(job, workers))
+        if split != UNLABELLED:
+            scores[split] = score(predictions[split], dataset, split)
+    rows = {row["epoch"]: row for row in found.history()}
+    about = {
+        "checkpoint": found.path,
+        "epoch": found.epoch,
+        "views": views,
+        "experiment": experiment.to_dict(),
+    }
+    return Judgement(found.name, about, predictions, scores, rows.get(found.epoch, {}))
+
+
+def ensemble(members: Sequence[Judgement], overrides: Mapping[str, Any] | None = None) -> Judgement:
+    """Several models as one: the mean of their probabilities.
+
+    Raises:
+        RaylabError: they were judged on different clips or classes.
+    """
+    from raylab.evaluation.predictions import average
+    from raylab.evaluation.scores import score
+
+    experiment = changed(Experiment.parse(members[0].about["experiment"]), overrides or {})
+    predictions = {
+        split: average([member.predictions[split] for member in members]) for split in members[0].predictions
+    }
+    scores = {
+        split: score(found, load_dataset(experiment.data, (split,)), split)
+        for split, found in predictions.items()
+        if split != UNLABELLED
+    }
+    about = {"members": [member.name for member in members], "views": members[0].about["views"]}
+    return Judgement("ensemble", about, predictions, scores, {})
+
+
+def changed(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """An experiment with other data settings.
+
+    Raises:
+        RaylabError: a setting is not one of the data's.
+    """
+    foreign = [path for path in overrides if not path.startswith("data.")]
+    if foreign:
+        raise RaylabError(f"{foreign[0]}: a trained model's settings stay as they are; change data.… settings only")
+    return experiment.override(overrides)
+
+
+def open_split(experiment: Experiment, checkpoint: Checkpoint, split: str, views: Views) -> Dataset:
+    """One split, with the frames that the views need.
+
+    Raises:
+        RaylabError: it is not there, or its classes are not those that the model was trained for.
+    """
+    dataset = load_dataset(views.reading(experiment.data), (split,), views.crops)
+    if dataset.labels != checkpoint.labels:
+        differ = [head for head in {**dataset.labels, **checkpoint.labels} if _differ(head, dataset, checkpoint)]
+        raise RaylabError(
+            f"{checkpoint.path}: the model was trained for other {' and '.join(differ)} classes than those of "
+            f"data.dataset = {experiment.data.dataset}, data.root = {experiment.data.root}"
+        )
+    return dataset
+
+
+def _differ(head: str, dataset: Dataset, checkpoint: Checkpoint) -> bool:
+    return dataset.labels.get(head) != checkpoint.labels.get(head)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each worker needs to do its share."""
+
+    checkpoint: Checkpoint
+    experiment: Experiment
+    split: str
+    views: Views
+
+    def __call__(self, share: tuple[int, int]) -> list[tuple[int, Predictions]]:
+        import torch
+
+        from raylab.evaluation.predictions import predict
+
+        model = self.checkpoint.load_model("cuda" if torch.cuda.is_available() else "cpu")
+        dataset = open_split(self.experiment, self.checkpoint, self.split, self.views)
+        return predict(model, self.experiment, dataset, self.split, self.views, share)
+
+
+def _run(job: _Job, workers: int) -> list[tuple[int, Predictions]]:
+    """All batches of a split, each once, from as many workers."""
+    if workers == 1:
+        return job((0, 1))
+    from raylab.cluster.capacity import Demand
+    from raylab.cluster.connect import connect
+    from raylab.cluster.spread import spread
+
+    nodes = connect()
+    demand = Demand.of(job.experiment.resources.model_copy(update={"workers": workers}), nodes)
+    demand.fits(nodes)
+    shares = [(rank, workers) for rank in range(workers)]
+    return [batch for share in spread(job, shares, demand.cpus, demand.gpus) for batch in share]
+
+
+def table(judged: Sequence[Judgement], split: str) -> Table:
+    """One column a model, the best of each line in bold."""
+    found = [judgement.scores[split] for judgement in judged]
+    view = Table(f"{split}: {found[0].clips:,} clips", *(escape(judgement.name) for judgement in judged))
+    lines = [scores.figures() for scores in found]
+    for name in dict.fromkeys(name for line in lines for name in line):
+        view.add_row(name, *_cells([line.get(name, math.nan) for line in lines]))
+    gaps = [judgement.gap() for judgement in judged]
+    for name in dict.fromkeys(name for name, value in gaps if split == "val" and not math.isnan(value)):
+        view.add_row(name, *(_percent(value) if own == name else "–" for own, value in gaps))
+    return view
+
+
+def class_table(scores: Scores, head: str) -> Table:
+    """Every class that occurs, the most frequent first."""
+    view = Table(head, "clips", "top-1 %")
+    for row in sorted(scores.classes[head], key=lambda row: -row["clips"]):
+        view.add_row(f"{row['class']} {escape(row['name'])}", f"{row['clips']:,}", _percent(row["top1"]))
+    return view
+
+
+def _cells(values: Sequence[float]) -> list[str]:
+    best = max((value for value in values if not math.isnan(value)), default=math.nan)
+    texts = [_percent(value) for value in values]
+    return [f"[bold]{t}[/]" if len(values) > 1 and v == best else t for t, v in zip(texts, values, strict=True)]
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def record(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """Every figure at full precision, as JSON types: nan, which JSON has not, is null."""
+    found = []
+    for judgement in judged:
+        name, gap = judgement.gap()
+        splits = {
+            split: {"clips": scores.clips, "figures": scores.figures(), "classes": scores.classes}
+            for split, scores in judgement.scores.items()
+        }
+        found.append({"name": judgement.name, **judgement.about, "splits": splits, name: gap})
+    return [_without_nan(row) for row in found]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def evaluate(
+    checkpoints: Annotated[list[str], typer.Argument(help="Sweeps, runs or checkpoint folders; data.… settings.")],
+    split: Annotated[list[str] | None, typer.Option(help="val, train or test; may be repeated.")] = None,
+    views: Annotated[str, typer.Option(help="Clips x crops of each segment, averaged, e.g. 5x3.")] = "1x1",
+    together: Annotated[bool, typer.Option("--ensemble", help="Judge all models together, too.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show every class.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Workers that share the clips.")] = 1,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write scores for the official evaluation (.pt).")] = None,
+    submission: Annotated[Path | None, typer.Option(help="Write a submission to the challenge (.zip).")] = None,
+    sls: Annotated[str, typer.Option(help="Supervision levels of the submission: pt,tl,td.")] = "1,3,3",
+    storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
+) -> None:
+    """Judge models: top-1 and top-5, unseen participants, tail classes, the overfitting gap.
+
+    Example: raylab evaluate epic_phase2 epic_phase3 --ensemble --views 5x3
+    """
+    names = [word for word in checkpoints if "=" not in word]
+    overrides = parse_overrides(word for word in checkpoints if "=" in word)
+    splits = list(dict.fromkeys(split or ["val"]))
+    wrong = [name for name in splits if name not in ("train", "val", UNLABELLED)]
+    if wrong or not names:
+        raise RaylabError(f"--split {wrong[0]}: write val, train or test" if wrong else "which model? Name a run")
+    found = [find_checkpoint(name, storage) for name in names]
+    files = [path for path in (export, submission) if path]
+    levels = supervision(sls)
+    if files:
+        from raylab.evaluation.challenge import check_heads
+
+        if len(found) > 1 and not together:
+            raise RaylabError(f"{files[0]}: several models were named: name one, or add --ensemble")
+        for checkpoint in found:
+            check_heads(checkpoint.heads, files[0])
+    judged: list[Judgement] = []
+    for checkpoint in found:
+        judgement = judge(checkpoint, overrides, splits=splits, views=views, workers=workers)
+        alike = sum(other.name.partition(" ")[0] == judgement.name for other in judged)
+        judged.append(replace(judgement, name=f"{judgement.name} ({alike + 1})") if alike else judgement)
+    if together:
+        judged.append(ensemble(judged, overrides))
+    for name in splits:
+        if name != UNLABELLED:
+            console.print(table(judged, name))
+    best = judged[-1] if together else judged[0]
+    if per_class:
+        for name, scores in best.scores.items():
+            for head in scores.classes:
+                console.print(f"{best.name}, {name}:", markup=False)
+                console.print(class_table(scores, head))
+    if as_json:
+        write_json(judged, as_json)
+    if files:
+        from raylab.evaluation.challenge import Supervision, write_scores, write_submission
+
+        if export:
+            write_scores(best.predictions[splits[0]], export)
+        if submission:
+            write_submission(best.predictions[splits[0]], submission, Supervision(*levels))
+    for path in filter(None, (as_json, *files)):
+        console.print(f"written: {path}", markup=False)
+
+
+def supervision(text: str) -> list[int]:
+    """`1,3,3` as three levels.
+
+    Raises:
+        RaylabError: the text is something else.
+    """
+    levels = text.split(",")
+    if len(levels) != 3 or any(level not in "012345" or len(level) != 1 for level in levels):
+        raise RaylabError(f"--sls {text}: write three levels of 0 to 5, pretraining, labels and data, e.g. 1,3,3")
+    return [int(level) for level in levels]
+
+
+def write_json(judged: Sequence[Judgement], path: Path) -> None:
+    """`record` as a file, whole or not at all.
+
+    Raises:
+        RaylabError: it cannot be written.
+    """
+    try:
+        with replacing(path) as writing:
+            writing.write_text(json.dumps(record(judged), indent=1), encoding="utf-8")
+    except OSError as error:
+        raise RaylabError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+if __name__ == "__main__":
+    run_verb(evaluate)

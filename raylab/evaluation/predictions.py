@@ -1,0 +1,159 @@
+"""What models say of every clip of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raylab.config import DataConfig, Experiment
+from raylab.data.augment import ClipTransform
+from raylab.data.clips import Dataset
+from raylab.data.dataset import Batch, ClipDataset, EvalBatches, make_loader
+from raylab.errors import RaylabError
+from raylab.tasks.base import DTYPES
+from raylab.training.prefetch import Prefetch
+
+FLOOR = -30.0
+"""Log-probabilities are no lower: e⁻³⁰ is 10⁻¹³, below what float32 tells from 0 beside a probability of 1."""
+
+
+class Views(NamedTuple):
+    """How often a clip is looked at: `clips` interleaved samplings of its frames, `crops` squares of each frame."""
+
+    clips: int = 1
+    crops: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Views:
+        """`5x3`: 5 clips, 3 crops.
+
+        Raises:
+            RaylabError: the text is something else.
+        """
+        clips, _, crops = text.partition("x")
+        if not (clips.isdecimal() and crops.isdecimal() and int(clips) > 0 and int(crops) > 0):
+            raise RaylabError(f"--views {text}: write clips x crops, e.g. 5x3")
+        return cls(int(clips), int(crops))
+
+    def reading(self, config: DataConfig) -> DataConfig:
+        """Settings of a data set that has the frames of all clips."""
+        return config.model_copy(update={"frames": config.frames * self.clips})
+
+    def divide(self, video: Tensor) -> Tensor:
+        """Float (B, crops · T · clips, 3, H, W), crop by crop → (B, crops · clips, T, 3, H, W).
+
+        The clips are interleaved: clip k has the frames k, k + clips, … of all.
+        """
+        batch, frames = video.shape[:2]
+        each = frames // (self.crops * self.clips)
+        apart = video.reshape(batch, self.crops, each, self.clips, *video.shape[2:])
+        return apart.transpose(2, 3).flatten(1, 2)
+
+
+ONCE = Views()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model, or several together, say of N clips.
+
+    Attributes:
+        ids: of the clips.
+        log_probabilities: head → float32 (N, classes), each row of exponentials summing to 1, no value below `FLOOR`.
+    """
+
+    ids: list[str]
+    log_probabilities: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def join(cls, parts: Iterable[tuple[int, Predictions]]) -> Predictions:
+        """Parts that were made elsewhere, each with its place, in the order of their places."""
+        ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
+        heads = ordered[0].log_probabilities
+        return cls(
+            [id for part in ordered for id in part.ids],
+            {head: np.concatenate([part.log_probabilities[head] for part in ordered]) for head in heads},
+        )
+
+
+def average(members: Sequence[Predictions]) -> Predictions:
+    """An ensemble: the mean of its members' probabilities.
+
+    Raises:
+        RaylabError: the members speak of other clips, or of other classes.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if other.ids != first.ids:
+            raise RaylabError("--ensemble: the models were evaluated on different clips")
+        shapes = [{head: value.shape for head, value in m.log_probabilities.items()} for m in (first, other)]
+        if shapes[0] != shapes[1]:
+            raise RaylabError(f"--ensemble: the models have different heads, {shapes[0]} and {shapes[1]}")
+    mean = {
+        head: np.mean([np.exp(member.log_probabilities[head].astype(np.float64)) for member in members], axis=0)
+        for head in first.log_probabilities
+    }
+    return Predictions(first.ids, {head: _bounded_log(value) for head, value in mean.items()})
+
+
+def predict(
+    model: nn.Module,
+    experiment: Experiment,
+    dataset: Dataset,
+    split: str,
+    views: Views = ONCE,
+    share: tuple[int, int] = (0, 1),
+) -> list[tuple[int, Predictions]]:
+    """Run a model over a split.
+
+    Args:
+        model: in evaluation mode; its device decides where it runs.
+        experiment: how clips are sampled and transformed; on a GPU also the precision, as in training.
+        dataset: `load_dataset(views.reading(experiment.data), (split,), views.crops)`.
+        split: of the data set.
+        views: their probabilities are averaged.
+        share: rank and number of those who do it together.
+
+    Returns:
+        This rank's batches, each with its number. They hold the same bits for any number of ranks: a clip stands in the
+        same batch.
+    """
+    rank, world_size = share
+    config = views.reading(experiment.data)
+    clips = ClipDataset.of(dataset, split, config, crops=views.crops)
+    batches = EvalBatches(len(clips), experiment.data.batch_size, rank, world_size)
+    device = next(model.parameters()).device
+    loader = make_loader(clips, batches, config, pin=device.type == "cuda")
+    transform = ClipTransform.for_model(model, experiment.data, train=False, seed=0)
+    found = []
+    for number, batch in enumerate(Prefetch(device)(loader, transform, epoch=0)):
+        probabilities = average_views(model, experiment, batch, views)
+        parts = {head: _bounded_log(value.double().cpu().numpy()) for head, value in probabilities.items()}
+        found.append((rank + number * world_size, Predictions(batch["ids"], parts)))
+    return found
+
+
+@torch.no_grad()
+def average_views(model: nn.Module, experiment: Experiment, batch: Batch, views: Views) -> Mapping[str, Tensor]:
+    """Head → probabilities, float32 (B, classes), the mean over all views; one view of all clips at a time."""
+    device = batch["video"].device
+    precision = experiment.train.precision if device.type == "cuda" else "fp32"
+    total: dict[str, Tensor] = {}
+    for video in views.divide(batch["video"]).unbind(1):
+        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+            logits = model(video)
+        for head, values in logits.items():
+            part = values.float().softmax(1) / (views.clips * views.crops)
+            total[head] = total[head] + part if head in total else part
+    return total
+
+
+def _bounded_log(probabilities: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log(probabilities), FLOOR).astype(np.float32)
