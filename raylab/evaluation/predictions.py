@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from raylab.config import DataConfig, Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import Batch, ClipDataset, EvalBatches, make_loader
+from raylab.data.dataset import ClipDataset, EvalBatches, make_loader
 from raylab.errors import RaylabError
 from raylab.tasks.base import DTYPES
 from raylab.training.prefetch import Prefetch
 
-FLOOR = -30.0
-"""Log-probabilities are no lower: e⁻³⁰ is 10⁻¹³, below what float32 tells from 0 beside a probability of 1."""
+KNEE, FLOOR = -20.0, -30.0
+"""Log-probabilities below the first are squeezed, in their order, into what is left above the second: see `bound`."""
 
 
 class Views(NamedTuple):
@@ -65,7 +66,7 @@ class Predictions:
 
     Attributes:
         ids: of the clips.
-        log_probabilities: head → float32 (N, classes), each row of exponentials summing to 1, no value below `FLOOR`.
+        log_probabilities: head → float32 (N, classes), bounded (see `bound`).
     """
 
     ids: list[str]
@@ -96,10 +97,10 @@ def average(members: Sequence[Predictions]) -> Predictions:
         if shapes[0] != shapes[1]:
             raise RaylabError(f"--ensemble: the models have different heads, {shapes[0]} and {shapes[1]}")
     mean = {
-        head: np.mean([np.exp(member.log_probabilities[head].astype(np.float64)) for member in members], axis=0)
+        head: np.logaddexp.reduce([member.log_probabilities[head].astype(np.float64) for member in members])
         for head in first.log_probabilities
     }
-    return Predictions(first.ids, {head: _bounded_log(value) for head, value in mean.items()})
+    return Predictions(first.ids, {head: bound(value - log(len(members))) for head, value in mean.items()})
 
 
 def predict(
@@ -133,27 +134,45 @@ def predict(
     transform = ClipTransform.for_model(model, experiment.data, train=False, seed=0)
     found = []
     for number, batch in enumerate(Prefetch(device)(loader, transform, epoch=0)):
-        probabilities = average_views(model, experiment, batch, views)
-        parts = {head: _bounded_log(value.double().cpu().numpy()) for head, value in probabilities.items()}
+        means = average_views(model, experiment, batch["video"], views)
+        parts = {head: bound(values.cpu().numpy()) for head, values in means.items()}
         found.append((rank + number * world_size, Predictions(batch["ids"], parts)))
     return found
 
 
 @torch.no_grad()
-def average_views(model: nn.Module, experiment: Experiment, batch: Batch, views: Views) -> Mapping[str, Tensor]:
-    """Head → probabilities, float32 (B, classes), the mean over all views; one view of all clips at a time."""
-    device = batch["video"].device
+def average_views(model: nn.Module, experiment: Experiment, video: Tensor, views: Views) -> dict[str, Tensor]:
+    """The logarithm of the mean of probabilities over all views, which go through the model one by one.
+
+    Args:
+        model: video → head → logits.
+        experiment: whose precision holds on a GPU.
+        video: float32 (B, crops · T · clips, 3, H, W).
+        views: how it is divided.
+
+    Returns:
+        Head → float64 (B, classes).
+    """
+    device = video.device
     precision = experiment.train.precision if device.type == "cuda" else "fp32"
-    total: dict[str, Tensor] = {}
-    for video in views.divide(batch["video"]).unbind(1):
+    found: list[dict[str, Tensor]] = []
+    for view in views.divide(video).unbind(1):
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            logits = model(video)
-        for head, values in logits.items():
-            part = values.float().softmax(1) / (views.clips * views.crops)
-            total[head] = total[head] + part if head in total else part
-    return total
+            logits = model(view)
+        found.append({head: values.double().log_softmax(1) for head, values in logits.items()})
+    return {
+        head: torch.stack([each[head] for each in found]).logsumexp(0) - log(len(found)) if len(found) > 1 else first
+        for head, first in found[0].items()
+    }
 
 
-def _bounded_log(probabilities: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(divide="ignore"):
-        return np.maximum(np.log(probabilities), FLOOR).astype(np.float32)
+def bound(log_probabilities: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Log-probabilities no lower than `FLOOR`, in the same order.
+
+    Down to `KNEE`, a probability of 2 · 10⁻⁹, they stay as they are. What lies further below approaches `FLOOR` by a
+    hyperbola, so that classes far from likely are still ranked, and products of two probabilities stay within float32.
+    """
+    room = KNEE - FLOOR
+    below = np.maximum(KNEE - log_probabilities, 0)
+    squeezed = KNEE - room * (1 - room / (below + room))
+    return np.where(below > 0, squeezed, log_probabilities).astype(np.float32)

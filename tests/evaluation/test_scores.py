@@ -14,7 +14,7 @@ from sklearn.metrics import top_k_accuracy_score
 
 from raylab.data.clips import Annotations, Clip, ClipTable, Dataset
 from raylab.data.epic import read_annotations, read_names, read_tail
-from raylab.evaluation.predictions import FLOOR, Predictions
+from raylab.evaluation.predictions import Predictions, bound
 from raylab.evaluation.scores import rank, rank_actions, score
 
 OFFICIAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "epic-kitchens-100"
@@ -35,7 +35,7 @@ def predictions(verb: object, noun: object) -> Predictions:
     logs = {}
     for head, values in (("verb", verb), ("noun", noun)):
         with np.errstate(divide="ignore"):
-            logs[head] = np.maximum(np.log(np.asarray(values, np.float64)), FLOOR).astype(np.float32)
+            logs[head] = bound(np.log(np.asarray(values, np.float64)))
     return Predictions([str(i) for i in range(len(logs["verb"]))], logs)
 
 
