@@ -49,6 +49,7 @@ class ModelConfig(Section):
     pretrained: bool | UserPath = Field(
         True, description="published weights: true, false, a weight file, or a hub repository as hf-hub:OWNER/NAME"
     )
+    flow_weights: bool | UserPath = Field(True, description="weights of the optical flow: true, false, or a file")
     dropout: Probability = Field(0.3, description="dropout in the temporal model and before the heads")
     drop_path: Probability = Field(0.0, description="stochastic depth in the temporal Transformer")
     frozen_blocks: int | None = Field(None, ge=0, description="encoder blocks kept fixed, after the stem")

@@ -23,6 +23,7 @@ class FrameEncoder(Freezable):
     Args:
         name: a timm model, with or without a tag: `resnet50`, `resnet50.a1_in1k`.
         weights: a weight file for it; None for random weights.
+        channels: of a frame; a first convolution trained on three is adapted to another number by timm.
 
     Attributes:
         width: C, the number of features of a frame.
@@ -34,10 +35,14 @@ class FrameEncoder(Freezable):
         RaylabError: timm has no such model, or the file does not hold its weights.
     """
 
-    def __init__(self, name: str, weights: Path | None = None) -> None:
+    def __init__(self, name: str, weights: Path | None = None, channels: int = 3) -> None:
         super().__init__(name)
         config = encoder_config(name)
-        encoder: Any = timm.create_model(name, num_classes=0) if weights is None else _load(name, config, weights)
+        encoder: Any = (
+            timm.create_model(name, num_classes=0, in_chans=channels)
+            if weights is None
+            else _load(name, config, weights, channels)
+        )
         self.encoder: nn.Module = encoder
         self.width: int = encoder.head_hidden_size
         self.mean = tuple(config["mean"])
@@ -46,7 +51,7 @@ class FrameEncoder(Freezable):
         self.divide(_groups(encoder))
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised float (B, T, 3, H, W) → features, float (B, T, C).
+        """Normalised float (B, T, channels, H, W) → features, float (B, T, C).
 
         Raises:
             RaylabError: the encoder takes frames of one size only, and these have another.
@@ -70,7 +75,7 @@ def _groups(encoder: Any) -> list[list[Parameter]]:
     return [[parameters[name] for name in groups[index]] for index in sorted(groups)]
 
 
-def _load(name: str, config: Mapping[str, Any], path: Path) -> Any:
+def _load(name: str, config: Mapping[str, Any], path: Path, channels: int) -> Any:
     """The encoder with the weights of `path`, every one of them; only a classifier may be there or not."""
     state = read_weights(path)
     classes = _classes(state, config)
@@ -78,7 +83,9 @@ def _load(name: str, config: Mapping[str, Any], path: Path) -> Any:
     overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0}
     encoder: Any
     try:
-        encoder = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+        encoder = timm.create_model(
+            name, pretrained=True, num_classes=classes, in_chans=channels, pretrained_cfg_overlay=overlay
+        )
     except (RuntimeError, LookupError) as error:
         lines = str(error).splitlines() if isinstance(error, RuntimeError) else [f"its keys cannot be read, at {error}"]
         more = [f"… and {len(lines) - 8} more"] if len(lines) > 8 else []

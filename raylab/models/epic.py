@@ -14,10 +14,12 @@ from raylab.models.registry import register
 if TYPE_CHECKING:
     from torch import nn
 
+    from raylab.models.clip_model import ClipModel
     from raylab.models.encoders import FrameEncoder
     from raylab.models.temporal import TemporalModel
 
 _SOURCE = "EPIC-KITCHENS-100 action recognition, "
+_RAFT = "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth"
 _FRAMES = ("pretrained", "dropout", "frozen_blocks")
 _LSTM = (*_FRAMES, "temporal_layers", "temporal_width")
 _TRANSFORMER = (*_LSTM, "dim_feedforward", "drop_path")
@@ -41,6 +43,27 @@ _EFFICIENTNET = {"encoder": "test_efficientnet"}
 def resnet18_avg(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     """ResNet-18 on every frame, all layers trained; features averaged over time, so the order of frames is not seen."""
     return _compose(config, heads, _average)
+
+
+@register(
+    task="action",
+    encoder="resnet18",
+    parts={"flow_weights": _RAFT},
+    settings=(*_FRAMES, "flow_weights"),
+    tiny=_TINY,
+    frames=8,
+    batch_size=32,
+    source=_SOURCE + "simple baseline, its two-stream extension",
+)
+def resnet18_two_stream(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
+    """`resnet18_avg` twice, on frames and on the optical flow between them (RAFT, not trained); their logits' mean."""
+    from raylab.models.two_stream import OpticalFlow, TwoStreamModel
+    from raylab.models.weights import fetch_published_weights
+
+    appearance = _compose(config, heads, _average)
+    motion = _compose(config, heads, _average, channels=2)
+    weights = fetch_published_weights(_RAFT, config.flow_weights, "model.flow_weights")
+    return TwoStreamModel(appearance, motion, OpticalFlow(weights, appearance.mean, appearance.std))
 
 
 @register(
@@ -178,19 +201,20 @@ def _compose(
     heads: Mapping[str, int],
     temporal: Callable[[int, ModelConfig], TemporalModel],
     frozen_blocks: int = 0,
-) -> nn.Module:
+    channels: int = 3,
+) -> ClipModel:
     from raylab.models.clip_model import ClipModel
 
-    encoder = _encoder(config, frozen_blocks)
+    encoder = _encoder(config, frozen_blocks, channels)
     return ClipModel(encoder, temporal(encoder.width, config), heads, config.dropout)
 
 
-def _encoder(config: ModelConfig, frozen_blocks: int) -> FrameEncoder:
+def _encoder(config: ModelConfig, frozen_blocks: int, channels: int = 3) -> FrameEncoder:
     from raylab.models.encoders import FrameEncoder
     from raylab.models.weights import fetch_encoder_weights
 
     assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
-    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained))
+    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained), channels)
     encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
     return encoder
 

@@ -45,6 +45,7 @@ class ModelEntry:
         task: the task it is made for.
         encoder: its own timm encoder, or None where the model has no exchangeable encoder.
         weights: without a timm encoder, the address of the published weights it starts from.
+        parts: setting → address of the published weights of another part, which is not trained.
         settings: the fields of `ModelConfig` it honours, besides `name`, `scale` and `encoder`.
         tiny: values for `model.scale=tiny`, in place of the model's own. What has no setting, the model scales itself.
         frames, size, batch_size: the clip and the batch it is documented with.
@@ -59,6 +60,7 @@ class ModelEntry:
     task: str
     encoder: str | None
     weights: str | None
+    parts: Mapping[str, str]
     settings: frozenset[str]
     tiny: Mapping[str, Any]
     frames: int
@@ -105,6 +107,7 @@ def register(
     task: str,
     encoder: str | None = None,
     weights: str | None = None,
+    parts: Mapping[str, str] | None = None,
     settings: Iterable[str] = (),
     tiny: Mapping[str, Any] | None = None,
     frames: int = 16,
@@ -130,6 +133,7 @@ def register(
             task=task,
             encoder=encoder,
             weights=weights,
+            parts=parts or {},
             settings=frozenset(settings),
             tiny=tiny or {},
             frames=frames,
@@ -178,7 +182,9 @@ def build_model(config: ModelConfig, heads: Mapping[str, int], *, pretrained: bo
     entry = find_model(config.name)
     entry.check(config)
     complete = entry.complete(config)
-    return entry.build(complete if pretrained else complete.model_copy(update={"pretrained": False}), heads)
+    if not pretrained:
+        complete = complete.model_copy(update=dict.fromkeys(["pretrained", *entry.parts], False))
+    return entry.build(complete, heads)
 
 
 def count_parameters(config: ModelConfig, heads: Mapping[str, int]) -> ParameterCount:

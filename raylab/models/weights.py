@@ -26,13 +26,16 @@ _CONNECT_SECONDS = 5.0
 def resolve_weights(config: ModelConfig) -> Path | None:
     """The weight file a model starts from, downloaded into the cache if need be; None where it starts from random.
 
-    Called once before workers start, it keeps them from failing, or downloading, one by one.
+    Weights of other parts are downloaded too. Called once before workers start, it keeps them from failing, or
+    downloading, one by one.
 
     Raises:
         RaylabError: as `find_model`, `ModelEntry.check`, `fetch_encoder_weights` and `fetch_published_weights`.
     """
     entry = find_model(config.name)
     entry.check(config)
+    for setting, address in entry.parts.items():
+        fetch_published_weights(address, getattr(config, setting), f"model.{setting}")
     encoder = entry.complete(config).encoder
     if encoder:
         return fetch_encoder_weights(encoder, config.pretrained)
@@ -65,18 +68,19 @@ def fetch_encoder_weights(encoder: str, pretrained: bool | str) -> Path | None:
     return _from_hub(repo, f"ImageNet weights for {encoder}")
 
 
-def fetch_published_weights(address: str, pretrained: bool | str) -> Path | None:
+def fetch_published_weights(address: str, pretrained: bool | str, setting: str = "model.pretrained") -> Path | None:
     """The weight file of a model that is not timm's.
 
     Args:
         address: where its authors publish it, an https address; cached in the folder of `torch.hub`.
         pretrained: as for `fetch_encoder_weights`.
+        setting: where that was said, for messages.
 
     Raises:
         RaylabError: the file does not exist, or is not in the cache and cannot be fetched.
     """
     if isinstance(pretrained, str):
-        return _named(pretrained)
+        return _named(pretrained, setting)
     if not pretrained:
         return None
     path = Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
@@ -88,7 +92,8 @@ def fetch_published_weights(address: str, pretrained: bool | str) -> Path | None
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), progress=False)  # complete or not there
     except OSError as error:
-        raise _unreachable(f"the published weights, {address},", str(path.parent), "the internet", error) from None
+        what = f"the published weights, {address},"
+        raise _unreachable(what, str(path.parent), "the internet", error, setting) from None
     return path
 
 
@@ -133,15 +138,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _named(pretrained: str) -> Path:
+def _named(pretrained: str, setting: str = "model.pretrained") -> Path:
     """The file that a user named."""
     if pretrained.startswith(HUB):
         return _from_hub(pretrained.removeprefix(HUB), "the weights that model.pretrained names")
     path = Path(pretrained)
     if not path.is_file():
-        raise RaylabError(
-            f"model.pretrained = {pretrained}: no such file; set a weight file, {HUB}OWNER/NAME, true or false"
-        )
+        raise RaylabError(f"{setting} = {pretrained}: no such file; set a weight file, {HUB}OWNER/NAME, true or false")
     return path
 
 
@@ -156,14 +159,14 @@ def _from_hub(repo: str, what: str) -> Path:
         raise _unreachable(f"{what} ({repo})", constants.HF_HUB_CACHE, "the Hugging Face hub", error) from None
 
 
-def _unreachable(what: str, cache: str, place: str, error: Exception) -> RaylabError:
+def _unreachable(what: str, cache: str, place: str, error: Exception, setting: str = "model.pretrained") -> RaylabError:
     return RaylabError(
         f"{what} are not in the cache {cache}, and cannot be fetched from {place} "
         f"({type(error).__name__}: {error}). Do one of:\n"
         "  run once with --dry-run on a machine with internet that shares this cache, such as the login node: "
         "python -m raylab.train … --dry-run\n"
-        "  model.pretrained=/path/to/weights.safetensors\n"
-        "  model.pretrained=false"
+        f"  {setting}=/path/to/weights.safetensors\n"
+        f"  {setting}=false"
     )
 
 

@@ -33,7 +33,7 @@ def seed() -> Iterator[None]:
 
 def tiny(name: str, **settings: object) -> nn.Module:
     """The model at its small scale, with random weights."""
-    config = {"name": name, "scale": "tiny", "pretrained": False}
+    config = {"name": name, "scale": "tiny", **dict.fromkeys(["pretrained", *find_model(name).parts], False)}
     return build_model(ModelConfig.model_validate(config | settings), HEADS)
 
 
@@ -92,9 +92,10 @@ def test_a_state_dict_alone_restores_the_model(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_temporal_models_see_the_order_of_frames(name: str) -> None:
-    model, video = tiny(name).eval().double(), clips(8).double()  # double: rounding cannot be taken for sight
+    kind, sight = (torch.float32, 1e-4) if find_model(name).parts else (torch.float64, 1e-6)  # RAFT knows no doubles
+    model, video = tiny(name).eval().to(kind), clips(8).to(kind)
     difference = (model(video)["verb"] - model(video.flip(1))["verb"]).abs().max()
-    assert difference < 1e-12 if name in AVERAGING else difference > 1e-6
+    assert difference < 1e-12 if name in AVERAGING else difference > sight
 
 
 @pytest.mark.parametrize("name", NAMES)

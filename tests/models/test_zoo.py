@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorchvideo.models.r2plus1d import create_r2plus1d
 from torch import Tensor
+from torchvision.models.optical_flow import raft_small
 
 from raylab.config import ModelConfig
 from raylab.errors import RaylabError
@@ -146,3 +147,51 @@ def test_efficientnets_are_b3() -> None:
     lstm = count_parameters(ModelConfig(name="efficientnet_b3_lstm"), HEADS).total
     # timm's published 12,233,232 less its classifier; the LSTM of test_models over 1536 features; two classifiers.
     assert lstm == 12_233_232 - 1_537_000 + 4 * 512 * (1536 + 3 * 512 + 4) + 513 * 397
+
+
+@pytest.fixture(scope="module")
+def raft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in torchvision's layout."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("raft") / "raft_small.pth"
+    torch.save(raft_small(weights=None).state_dict(), path)
+    return path
+
+
+def two_stream(raft: Path) -> torch.nn.Module:
+    config = {"name": "resnet18_two_stream", "scale": "tiny", "pretrained": False, "flow_weights": str(raft)}
+    return build_model(ModelConfig.model_validate(config), HEADS)
+
+
+def test_flow_is_rafts_in_pixels_of_the_frame(raft: Path) -> None:
+    model = two_stream(raft).eval()
+    reference = raft_small(weights=None).eval()
+    reference.load_state_dict(torch.load(raft, weights_only=True))
+    pixels = torch.rand(1, 3, 3, 64, 64)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (model.mean, model.std))
+    found = model.flow((pixels - mean) / std)
+    assert found.shape == (1, 2, 2, 64, 64)
+    large = torch.nn.functional.interpolate(2 * pixels[0] - 1, (128, 128), mode="bilinear")
+    with torch.no_grad():
+        flow = torch.nn.functional.interpolate(reference(large[:2], large[1:])[-1], (64, 64), mode="bilinear")
+    expected = (flow / 2 / 20).clamp(-1, 1)  # 128 pixels wide, it moves twice as far
+    torch.testing.assert_close(found[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_two_streams_are_the_mean_of_both(raft: Path) -> None:
+    model, video = two_stream(raft).eval(), torch.randn(2, 3, 3, 32, 32)
+    one, other = model.appearance(video), model.motion(model.flow(video))
+    torch.testing.assert_close(model(video)["verb"], (one["verb"] + other["verb"]) / 2)
+    assert model.motion.encoder.encoder.conv1[0].weight.shape[1] == 2
+
+
+def test_the_flow_network_is_never_trained(raft: Path) -> None:
+    model = two_stream(raft).train()
+    assert not any(module.training for module in model.flow.modules())
+    assert not any(parameter.requires_grad for parameter in model.flow.parameters())
+
+
+def test_flow_weights_that_cannot_be_had_are_named(tmp_path: Path) -> None:
+    config = ModelConfig(name="resnet18_two_stream", pretrained=False, flow_weights=str(tmp_path / "gone.pth"))
+    with pytest.raises(RaylabError, match=r"model\.flow_weights = .*gone\.pth: no such file"):
+        resolve_weights(config)

@@ -245,6 +245,7 @@ def test_off_a_terminal_a_line_now_and_then_says_how_far_it_is(monkeypatch, caps
     ]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_bar_shows_how_far_it_is(place):
     connect()
     ours, theirs = pty.openpty()

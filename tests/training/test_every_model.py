@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from raylab.cluster.connect import connect
 from raylab.config import Experiment
-from raylab.models.registry import list_models
+from raylab.models.registry import find_model, list_models
 
 NAMES = [entry.name for entry in list_models("action")]
 
@@ -32,7 +32,8 @@ def two_steps_of_each(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     worker, seen = Worker.current(torch.device("cpu")), {}
     for name in config["models"]:
-        experiment = Experiment.parse(config["experiment"]).override({"model.name": name})
+        settings = {"model.name": name, **{f"model.{part}": False for part in find_model(name).parts}}
+        experiment = Experiment.parse(config["experiment"]).override(settings)
         run = RunFolder(Folder.open(Path(config["folder"]) / name))
         if worker.rank == 0:
             run.create(experiment)

@@ -45,7 +45,12 @@ def without_times(rows):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"train.accumulate": 2}, {"optim.schedule": "plateau", "optim.plateau_patience": 0}], ids=str
+    "settings",
+    [
+        pytest.param({"train.accumulate": 2}, marks=pytest.mark.slow),
+        {"optim.schedule": "plateau", "optim.plateau_patience": 0},
+    ],
+    ids=str,
 )
 def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_path, small_experiment, settings):
     experiment = small_experiment.override({"train.checkpoint_minutes": 1e-9, "data.augment": "aggressive", **settings})
