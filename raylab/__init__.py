@@ -5,6 +5,7 @@ import raylab
 raylab.sweep("epic_phase2", demo=True)                       # search hyperparameters
 raylab.fit(raylab.Experiment(...))                           # train once
 raylab.best_checkpoint("epic_phase2").load_model("cuda")     # use the best
+raylab.judge("epic_phase2").scores["val"].figures()          # judge it
 raylab.runs()                                                # what there is
 """
 
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raylab.config import Experiment
     from raylab.errors import RaylabError
+    from raylab.evaluate import Judgement, judge
+    from raylab.predict import Predictor
     from raylab.results import Checkpoint, Run, best_checkpoint, runs
     from raylab.sweeps.space import SearchSpace
     from raylab.train import fit
@@ -25,11 +28,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "Experiment",
+    "Judgement",
+    "Predictor",
     "RaylabError",
     "Run",
     "SearchSpace",
     "best_checkpoint",
     "fit",
+    "judge",
     "runs",
     "sweep",
 ]
@@ -38,11 +44,14 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "results",
     "Experiment": "config",
+    "Judgement": "evaluate",
+    "Predictor": "predict",
     "RaylabError": "errors",
     "Run": "results",
     "SearchSpace": "sweeps.space",
     "best_checkpoint": "results",
     "fit": "train",
+    "judge": "evaluate",
     "runs": "results",
     "sweep": "tune",
 }

@@ -137,3 +137,13 @@ def wait_for(condition, process, seconds=240):
         assert process.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_the_demo_of_phase_1_trains_all_six_architectures_alike(tmp_path):
+    board = raylab.sweep("epic_phase1", demo=True, storage=tmp_path, quiet=True)
+    assert set(board["trial"]) == set(SearchSpace.load("epic_phase1").documented)
+    assert set(board["state"]) == {"finished"}
+    assert set(board["epochs"]) == {4}
+    rows = [run.history()[-1]["step"] for run in SweepFolder(Folder.open(tmp_path / "epic_phase1_demo")).runs()]
+    assert len(set(rows)) == 1  # the same number of steps
