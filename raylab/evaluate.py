@@ -284,10 +284,11 @@ def evaluate(
         for checkpoint in found:
             check_heads(checkpoint.heads, files[0])
     judged: list[Judgement] = []
-    for checkpoint in found:
+    for name, checkpoint in zip(names, found, strict=True):
+        own = checkpoint.name if name in (checkpoint.name, checkpoint.path) else f"{name}/{checkpoint.name}"
+        alike = sum(other.name.partition(" ")[0] == own for other in judged)
         judgement = judge(checkpoint, overrides, splits=splits, views=views, workers=workers)
-        alike = sum(other.name.partition(" ")[0] == judgement.name for other in judged)
-        judged.append(replace(judgement, name=f"{judgement.name} ({alike + 1})") if alike else judgement)
+        judged.append(replace(judgement, name=f"{own} ({alike + 1})" if alike else own))
     if together:
         judged.append(ensemble(judged, overrides))
     for name in splits:

@@ -256,11 +256,15 @@ def watch(predictor: Predictor, source: str, window: float, limit: float | None,
     Raises:
         RaylabError: the camera cannot be opened, or was lost.
     """
+    import torch
+
     from raylab.data.camera import Camera
 
     if as_json not in (None, "-"):
         raise RaylabError(f"--json {as_json}: with --webcam write --json -, one line for each answer")
-    with Camera(source, predictor.experiment.data.side, window) as camera, suppress(KeyboardInterrupt):
+    data = predictor.experiment.data
+    predictor.answer(torch.zeros(data.frames, 3, data.side, data.side, dtype=torch.uint8))  # the first one is slow
+    with Camera(source, data.side, window) as camera, suppress(KeyboardInterrupt):
         in_place = as_json is None and console.is_terminal
         with Live(console=console, auto_refresh=False) if in_place else nullcontext() as live:
             began = time.monotonic()

@@ -150,7 +150,7 @@ def test_the_list_of_sweeps_is_the_same_either_way(command, verb):
     for name in shipped():
         (line,) = [line for line in done.stdout.splitlines() if f" {name} " in line]
         space = SearchSpace.load(name)
-        assert f" {space.search.trials} " in line
+        assert f" {space.trials} " in line
         assert f" {len(space.documented)} " in line
         assert f" {space.search.metric} " in line
     assert command(EXECUTABLE, "tune", "--list").stdout == done.stdout

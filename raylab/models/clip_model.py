@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from raylab.models.encoders import FrameEncoder
-from raylab.models.r2plus1d import R2Plus1DEncoder
-from raylab.models.temporal import TemporalModel
+if TYPE_CHECKING:  # what one model needs, others need not wait for
+    from raylab.models.encoders import FrameEncoder
+    from raylab.models.r2plus1d import R2Plus1DEncoder
+    from raylab.models.temporal import TemporalModel
 
 
 class ClipModel(nn.Module):

@@ -37,7 +37,7 @@ finally:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["epic_phase"], ["unknown sweep 'epic_phase': did you mean 'epic_phase2'?"]),
+        (["epic_phase22"], ["unknown sweep 'epic_phase22': did you mean 'epic_phase2'?"]),
         (["epic_phase2", "optim.lrr=1"], ["unknown setting optim.lrr: did you mean optim.lr?"]),
         (["epic_phase2"], ["annotations not found", "set data.root=PATH"]),
         (["absent.yaml"], ["absent.yaml: no such file"]),
