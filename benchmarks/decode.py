@@ -37,7 +37,8 @@ from videos import KINDS, Kind, default_video, encode
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip, ClipTable
-from raylab.data.dataset import ClipDataset, fit
+from raylab.data.dataset import ClipDataset
+from raylab.data.footage import fit
 from raylab.data.sampling import frame_numbers
 from raylab.data.store.build import Building
 from raylab.data.store.find import find_store

@@ -55,11 +55,11 @@ class Judgement:
     history: dict[str, float]
 
     def gap(self) -> tuple[str, float]:
-        """The overfitting gap, training accuracy less validation accuracy of the action, and how it was measured."""
+        """How the overfitting gap was measured, and the gap: training less validation accuracy of the action."""
         if {"train", "val"} <= self.scores.keys():
             train, val = (self.scores[split].accuracy["action_top1"] for split in ("train", "val"))
-            return "overfitting gap (action_top1, same views)", train - val
-        return "overfitting gap (action_top1, while training)", self.history.get("gap/action_top1", math.nan)
+            return "same views", train - val
+        return "while training", self.history.get("gap/action_top1", math.nan)
 
 
 def judge(
@@ -206,8 +206,8 @@ def table(judged: Sequence[Judgement], split: str) -> Table:
     for name in dict.fromkeys(name for line in lines for name in line):
         view.add_row(name, *_cells([line.get(name, math.nan) for line in lines]))
     gaps = [judgement.gap() for judgement in judged]
-    for name in dict.fromkeys(name for name, value in gaps if split == "val" and not math.isnan(value)):
-        view.add_row(name, *(_percent(value) if own == name else "–" for own, value in gaps))
+    for way in dict.fromkeys(way for way, value in gaps if split == "val" and not math.isnan(value)):
+        view.add_row(f"gap/action_top1, {way}", *(_percent(value) if own == way else "–" for own, value in gaps))
     return view
 
 
@@ -233,12 +233,14 @@ def record(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """Every figure at full precision, as JSON types: nan, which JSON has not, is null."""
     found = []
     for judgement in judged:
-        name, gap = judgement.gap()
+        way, gap = judgement.gap()
         splits = {
             split: {"clips": scores.clips, "figures": scores.figures(), "classes": scores.classes}
             for split, scores in judgement.scores.items()
         }
-        found.append({"name": judgement.name, **judgement.about, "splits": splits, name: gap})
+        found.append(
+            {"name": judgement.name, **judgement.about, "splits": splits, "gap": {"action_top1": gap, "measured": way}}
+        )
     return [_without_nan(row) for row in found]
 
 

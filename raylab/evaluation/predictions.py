@@ -128,7 +128,8 @@ def predict(
     rank, world_size = share
     config = views.reading(experiment.data)
     clips = ClipDataset.of(dataset, split, config, crops=views.crops)
-    batches = EvalBatches(len(clips), experiment.data.batch_size, rank, world_size)
+    batch_size = max(1, experiment.data.batch_size // (views.clips * views.crops))  # all views go through at once
+    batches = EvalBatches(len(clips), batch_size, rank, world_size)
     device = next(model.parameters()).device
     loader = make_loader(clips, batches, config, pin=device.type == "cuda")
     transform = ClipTransform.for_model(model, experiment.data, train=False, seed=0)
@@ -142,7 +143,7 @@ def predict(
 
 @torch.no_grad()
 def average_views(model: nn.Module, experiment: Experiment, video: Tensor, views: Views) -> dict[str, Tensor]:
-    """The logarithm of the mean of probabilities over all views, which go through the model one by one.
+    """The logarithm of the mean of probabilities over all views.
 
     Args:
         model: video → head → logits.
@@ -155,15 +156,14 @@ def average_views(model: nn.Module, experiment: Experiment, video: Tensor, views
     """
     device = video.device
     precision = experiment.train.precision if device.type == "cuda" else "fp32"
-    found: list[dict[str, Tensor]] = []
-    for view in views.divide(video).unbind(1):
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            logits = model(view)
-        found.append({head: values.double().log_softmax(1) for head, values in logits.items()})
-    return {
-        head: torch.stack([each[head] for each in found]).logsumexp(0) - log(len(found)) if len(found) > 1 else first
-        for head, first in found[0].items()
-    }
+    number = views.clips * views.crops
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        logits = model(views.divide(video).flatten(0, 1))
+    means = {}
+    for head, values in logits.items():
+        each = values.double().log_softmax(1).reshape(-1, number, values.shape[1])
+        means[head] = each.logsumexp(1) - log(number) if number > 1 else each[:, 0]
+    return means
 
 
 def bound(log_probabilities: NDArray[np.float64]) -> NDArray[np.float32]:

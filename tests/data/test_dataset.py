@@ -17,7 +17,8 @@ from torchvision.io import write_jpeg
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip
-from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, fit, make_loader
+from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, make_loader
+from raylab.data.footage import fit
 from raylab.data.sampling import frame_numbers
 from raylab.errors import RaylabError
 

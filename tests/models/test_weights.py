@@ -109,6 +109,17 @@ def test_weights_are_downloaded_once(hub: type[Hub], cache: Path, weights: Path,
     assert torch.equal(conv, read_weights(weights)["conv1.0.weight"])
 
 
+@pytest.mark.parametrize("name", ["resnet50_avg", "r2plus1d_r50"])
+def test_a_repository_of_the_hub_may_be_named(hub: type[Hub], cache: Path, weights: Path, name: str) -> None:
+    hub.files["model.safetensors"] = weights.read_bytes()
+    path = resolve_weights(ModelConfig(name=name, pretrained=f"hf-hub:{REPO}"))
+    assert path is not None
+    assert path.is_relative_to(cache)
+    assert path.read_bytes() == weights.read_bytes()
+    with pytest.raises(RaylabError, match=r"the weights that model\.pretrained names \(nobody/nothing\)"):
+        resolve_weights(ModelConfig(name=name, pretrained="hf-hub:nobody/nothing"))
+
+
 def test_a_repository_without_weights(hub: type[Hub]) -> None:
     with pytest.raises(RaylabError, match=r"timm/test_resnet\.r160_in1k holds none of model\.safetensors"):
         fetch_encoder_weights("test_resnet", True)

@@ -4,7 +4,7 @@ import torch
 from scenes import picture
 from torch import Tensor
 
-from raylab.data.dataset import fit
+from raylab.data.footage import fit
 from raylab.data.store.jpeg import decode_squares, decode_whole, encode, shrink
 
 SIZES = [(64, 96), (80, 48), (64, 64), (48, 96), (55, 97), (97, 56), (33, 32), (32, 33), (16, 200), (1, 1)]
