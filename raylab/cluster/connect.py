@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError
 
 from raylab.errors import RaylabError
 
@@ -25,7 +26,7 @@ HOOK = "raylab.cluster.connect.remember_address"
 
 
 def connect() -> list[dict[str, Any]]:
-    """Join `$RAY_ADDRESS`, else a cluster running on this machine, else start one on loopback.
+    """Join `$RAY_ADDRESS`, else a cluster of this user on this machine, else start one on loopback.
 
     Returns:
         The resources of each living node.
@@ -48,11 +49,13 @@ def connect() -> list[dict[str, Any]]:
             if address == "local":
                 raise ConnectionError
             ray.init(address=address, **common)
-        except ConnectionError as error:
+        except (ConnectionError, AuthenticationError) as error:
             if address not in ("auto", "local"):
                 raise RaylabError(
-                    f"RAY_ADDRESS = {address}: no cluster answers there ({error}): start it, or unset RAY_ADDRESS"
+                    f"RAY_ADDRESS = {address}: no cluster answers there, or it is not yours ({error}): start it, "
+                    "unset RAY_ADDRESS, or bring its token (~/.ray/auth_token)"
                 ) from None
+            ray.shutdown()  # what is left of having met another user's cluster
             # Without the dashboard's State API a stopped trial's resources are never freed.
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **common)
     token = Path.home() / ".ray" / "auth_token"

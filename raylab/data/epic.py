@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from raylab.data.clips import Annotations, Clip, ClipTable, Dataset, Issue, IssueTable
+from raylab.data.epic_sources import REMEDY, scan
+from raylab.data.epic_sources import find_sources as find_sources  # part of what a reader offers
 from raylab.errors import RaylabError
 
 if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a file
@@ -35,11 +36,6 @@ VIDEO_INFO = "EPIC_100_video_info.csv"
 OPTIONAL = {"video_info": VIDEO_INFO, "unseen": UNSEEN, **{f"tail_{head}": name for head, name in TAIL.items()}}
 
 ANNOTATION_FOLDERS = ("", "annotations", "epic-kitchens-100-annotations")
-SOURCE_FOLDERS = {
-    "videos": ("videos", "{participant}/videos"),
-    "frames": ("{participant}/rgb_frames", "rgb_frames", "frames"),
-}
-SOURCE_NAMES = {"videos": "<video_id>.MP4", "frames": "<video_id>/frame_0000000001.jpg"}
 
 FRAME_TOLERANCE = 30
 """Frames that `start_frame` may lie away from `start_timestamp` × fps before the row is listed as odd."""
@@ -76,12 +72,12 @@ def annotation_files(config: DataConfig, splits: Sequence[str] = LABELLED) -> di
     needed = {split: SPLITS[split] for split in splits} | CLASSES
     wanted = needed | OPTIONAL
     names = set(wanted.values())
-    there = {f: {at.name for at in _scan(f, lambda e: e.name in names and e.is_file())} for f in folders}
+    there = {f: {at.name for at in scan(f, lambda e: e.name in names and e.is_file())} for f in folders}
     found = [folder for folder in folders if SPLITS[splits[0]] in there[folder]][:1]
     missing = [folder / name for folder in found or folders for name in needed.values() if name not in there[folder]]
     if missing:
         lines = [f"  {path}" for path in missing]
-        raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, _REMEDY]))
+        raise RaylabError("\n".join(["EPIC-KITCHENS-100 annotations not found; looked for", *lines, REMEDY]))
     return {what: folder / name for folder in found for what, name in wanted.items() if name in there[folder]}
 
 
@@ -225,54 +221,6 @@ def read_tail(path: Path, head: str, classes: int) -> list[int]:
     return _strict_table(path, (head,), parse)
 
 
-def find_sources(config: DataConfig, videos: Mapping[str, str]) -> dict[str, Path]:
-    """Where the frames of each video come from.
-
-    Folders under the root are listed once each, whatever the number of clips. Files are found by their name
-    in those lists, so no annotation can point outside the root; links that stand under it are followed.
-
-    Args:
-        config: `root` and `source` are used; `auto`: for each video its file if there, else its frames.
-        videos: video id → participant; they are looked for in the participants' `SOURCE_FOLDERS`.
-
-    Returns:
-        Video id → video file, or folder of `frame_%010d.jpg`.
-
-    Raises:
-        RaylabError: videos are missing, or a folder cannot be listed.
-    """
-    root = Path(config.root).absolute()
-    kinds = list(SOURCE_FOLDERS) if config.source == "auto" else [config.source]
-    places = [(kind, place) for kind in kinds for place in SOURCE_FOLDERS[kind]]
-    listings: dict[Path, dict[str, Path]] = {}
-    sources: dict[str, Path] = {}
-    missing: list[str] = []
-    for video, participant in sorted(videos.items()):
-        for kind, place in places:
-            folder = root / place.format(participant=participant)
-            if folder not in listings:
-                listings[folder] = {_VIDEO_SUFFIX.sub("", at.name): at for at in _scan(folder, _IS_SOURCE[kind])}
-            if video in listings[folder]:
-                sources[video] = listings[folder][video]
-                break
-        else:
-            missing.append(video)
-    if missing:
-        first = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        looked = [f"  {root / place.format(participant='<participant_id>')}/{SOURCE_NAMES[k]}" for k, place in places]
-        raise RaylabError(
-            f"{len(missing):,} of {len(missing) + len(sources):,} videos are missing: {first}\n"
-            f"looked for (data.source={config.source}):\n" + "\n".join(looked) + f"\n{_REMEDY}"
-        )
-    return sources
-
-
-_REMEDY = (
-    "set data.root=PATH to the folder with the videos, data.annotations=PATH to the folder with the CSV files; "
-    "--demo runs on the built-in data instead"
-)
-
-
 def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotations:
     clips = annotations.clips
     if not clips:
@@ -282,32 +230,6 @@ def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotation
     if most is None or most >= len(clips):
         return annotations
     return replace(annotations, clips=clips.take([i * len(clips) // most for i in range(most)]))
-
-
-def _is_video(entry: os.DirEntry[str]) -> bool:
-    return bool(_VIDEO_SUFFIX.search(entry.name)) and entry.is_file()
-
-
-def _holds_frames(entry: os.DirEntry[str]) -> bool:
-    if not entry.is_dir():
-        return False
-    with os.scandir(entry) as frames:  # stops at the first of what may be 100,000
-        return any(frame.name.startswith("frame_") for frame in frames)
-
-
-_VIDEO_SUFFIX = re.compile(r"\.mp4$", re.IGNORECASE)
-_IS_SOURCE = {"videos": _is_video, "frames": _holds_frames}
-
-
-def _scan(folder: Path, keep: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
-    """The entries of a folder to keep, by name; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if keep(entry))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise RaylabError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
 
 
 class _Rejected(Exception):

@@ -1,0 +1,52 @@
+"""Whose cluster is joined."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from raylab.cluster.connect import connect
+
+JOIN = """
+import ray
+from raylab.cluster.connect import connect
+connect()
+print(ray.get_runtime_context().gcs_address)
+"""
+
+
+@pytest.fixture
+def address():
+    """A cluster of this user."""
+    connect()
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def joined(home: Path) -> str:
+    """The cluster that another process of a user with this home joins."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run(
+        [sys.executable, "-c", JOIN],
+        env={**environment, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_users_own_cluster_is_joined_and_another_users_is_not(address: str, tmp_path: Path) -> None:
+    assert joined(Path.home()) == address
+    first = joined(tmp_path)  # without a token
+    second = joined(tmp_path)  # with one, but not this
+    assert (tmp_path / ".ray" / "auth_token").exists()
+    assert "" not in (first, second)
+    assert address not in (first, second)
