@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.util import find_spec
+from operator import attrgetter
 
 from raylab.config import Experiment
 from raylab.data.datasets import load_dataset
@@ -38,7 +39,8 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
     dataset = load_dataset(data)
-    for asked in {(v.data.frames, v.data.size): v.data for v in variants}.values():
+    which = attrgetter("frames", "size", "sampling", "split", "folds", "fold")
+    for asked in {which(v.data): v.data for v in variants}.values():
         load_dataset(asked)  # a store that is named must serve every one
     stored = dataset.stored.get("train")
     clips = len(stored.chosen if stored else dataset.splits["train"].clips)

@@ -42,7 +42,7 @@ def test_validation_metrics_from_a_store_are_those_of_decoded_frames(tmp_path, s
             "model.name": "resnet50_lstm",
             "model.dropout": 0.1,
             "model.drop_path": 0.0,
-            "model.dim_feedforward": 2048,
+            "model.dim_feedforward": None,
             "model.temporal_width": 256,
             "data.kitchen": "small",
             "data.batch_size": 16,
