@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from raylab.errors import RaylabError
 from raylab.models.encoders import FrameEncoder
-from raylab.models.temporal import check_width, init_as_vit, sinusoids
+from raylab.models.temporal import check_width, encoder_layer, init_as_vit, sinusoids
 
 WINDOWS = (4, 8, 16)
 ATTENTION_HEADS = 8
@@ -97,16 +96,7 @@ class MultiScale(nn.Module):
         self.embed = nn.Sequential(nn.LayerNorm(width_in), nn.Linear(width_in, width))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            Block(
-                width,
-                ATTENTION_HEADS,
-                mlp_ratio=(dim_feedforward + 0.5) / width,  # timm truncates ratio × width to an integer
-                qkv_bias=True,
-                proj_drop=dropout,
-                attn_drop=dropout,
-                drop_path=drop_path,
-            )
-            for _ in WINDOWS
+            encoder_layer(width, ATTENTION_HEADS, dim_feedforward, dropout, drop_path) for _ in WINDOWS
         )
         self.join = nn.Linear(len(WINDOWS) * width, width)
 

@@ -96,15 +96,7 @@ class TemporalTransformer(TemporalModel):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *(
-                Block(
-                    width,
-                    heads,
-                    mlp_ratio=(dim_feedforward + 0.5) / width,  # timm truncates ratio × width to an integer
-                    qkv_bias=True,
-                    proj_drop=dropout,
-                    attn_drop=dropout,
-                    drop_path=drop_path * layer / max(layers - 1, 1),
-                )
+                encoder_layer(width, heads, dim_feedforward, dropout, drop_path * layer / max(layers - 1, 1))
                 for layer in range(layers)
             )
         )
@@ -126,6 +118,19 @@ def sinusoids(frames: int, width: int, device: torch.device | None = None) -> Te
     rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
     angles = torch.arange(frames, device=device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def encoder_layer(width: int, heads: int, dim_feedforward: int, dropout: float, drop_path: float) -> Block:
+    """One pre-norm Transformer layer; arguments as for `TemporalTransformer`."""
+    return Block(
+        width,
+        heads,
+        mlp_ratio=(dim_feedforward + 0.5) / width,  # timm truncates ratio × width to an integer
+        qkv_bias=True,
+        proj_drop=dropout,
+        attn_drop=dropout,
+        drop_path=drop_path,
+    )
 
 
 def check_width(width: int, heads: int) -> None:
