@@ -38,13 +38,14 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     data = experiment.data
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
-    dataset = load_dataset(data)
     which = attrgetter("frames", "size", "sampling", "split", "folds", "fold")
-    for asked in {which(v.data): v.data for v in variants}.values():
-        load_dataset(asked)  # a store that is named must serve every one
+    asked = {which(variant.data): variant.data for variant in reversed(variants)}
+    datasets = {key: load_dataset(wanted) for key, wanted in asked.items()}  # a named store must serve every one
+    dataset = datasets[which(data)]
     stored = dataset.stored.get("train")
-    clips = len(stored.chosen if stored else dataset.splits["train"].clips)
     for variant in variants:
+        its = datasets[which(variant.data)]
+        clips = len(its.stored["train"].chosen if its.stored else its.splits["train"].clips)
         batch = variant.data.batch_size * variant.resources.workers
         if batch > clips:
             raise RaylabError(

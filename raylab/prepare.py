@@ -151,18 +151,20 @@ def watched(done: Counts, total: int) -> Counts:
             yield read, unreadable
 
 
-def variants(name: str, overrides: list[str], demo: bool) -> tuple[Experiment, list[int], int]:
+def variants(name: str, overrides: list[str], demo: bool) -> tuple[Experiment, list[int], int, list[str]]:
     """What a store must hold for a sweep or an experiment.
 
     Returns:
-        The experiment, the numbers of frames that its trials sample, and the largest square they need, in pixels.
+        The experiment, the numbers of frames that its trials sample, the largest square they need, in pixels, and the
+        ways in which they sample.
     """
     if "space" not in read_yaml(find(name)):
         experiment = load_experiment(name, demo=demo).override(parse_overrides(overrides))
-        return experiment, [experiment.data.frames], experiment.data.side
+        data = experiment.data
+        return experiment, [data.frames], data.side, [data.sampling]
     space = choose(name, overrides, demo)
     side = space.experiment.override({"data.size": max(space.values("data.size"))}).data.side
-    return space.experiment, sorted(set(space.values("data.frames"))), side
+    return space.experiment, sorted(set(space.values("data.frames"))), side, space.values("data.sampling")
 
 
 def prepare(
@@ -184,9 +186,10 @@ def prepare(
 
     Example: raylab prepare epic_phase2 data.root=/data/epic
     """
-    base, frames, side = variants(experiment, overrides or [], demo)
-    if base.data.sampling != "uniform" and fps is None:
-        raise RaylabError(f"data.sampling = {base.data.sampling}: frames differ from epoch to epoch: give --fps")
+    base, frames, side, sampling = variants(experiment, overrides or [], demo)
+    drawn = [rule for rule in sampling if rule != "uniform"]
+    if drawn and fps is None:
+        raise RaylabError(f"data.sampling = {drawn[0]}: frames differ from epoch to epoch: give --fps")
     asked = {
         "frames": frames if fps is None else (),
         "fps": fps,

@@ -55,8 +55,8 @@ class VideoInfo:
 def annotation_files(config: DataConfig, splits: Sequence[str] = LABELLED) -> dict[str, Path]:
     """The CSV files of EPIC-KITCHENS-100, by what they hold: some of `SPLITS`, each of `CLASSES`, some of `OPTIONAL`.
 
-    They are taken from one folder, the first to hold the first split's file: `config.annotations` if given, else of the
-    root and its `ANNOTATION_FOLDERS`. Without `EPIC_100_video_info.csv`, times are not checked against the videos.
+    They are taken from one folder, the first to hold most of the splits' files: `config.annotations` if given, else of
+    the root and its `ANNOTATION_FOLDERS`. Without `EPIC_100_video_info.csv`, times are not checked against the videos.
 
     Args:
         config: `root` and `annotations` are used.
@@ -73,7 +73,8 @@ def annotation_files(config: DataConfig, splits: Sequence[str] = LABELLED) -> di
     wanted = needed | OPTIONAL
     names = set(wanted.values())
     there = {f: {at.name for at in scan(f, lambda e: e.name in names and e.is_file())} for f in folders}
-    found = [folder for folder in folders if SPLITS[splits[0]] in there[folder]][:1]
+    held = {folder: sum(SPLITS[split] in there[folder] for split in splits) for folder in folders}
+    found = [folder for folder in folders if held[folder] and held[folder] == max(held.values())][:1]
     missing = [folder / name for folder in found or folders for name in needed.values() if name not in there[folder]]
     if missing:
         lines = [f"  {path}" for path in missing]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import numpy as np
@@ -70,7 +71,8 @@ def segment_fractions(n: int, random: Random | None = None) -> list[float]:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
-    return [(i + (random.random() if random else 0.5)) / n for i in range(n)]
+    below_one = math.nextafter(1, 0)  # what the last sum may round up to
+    return [min((i + (random.random() if random else 0.5)) / n, below_one) for i in range(n)]
 
 
 def _check(start: float, stop: float, n: int) -> None:

@@ -18,7 +18,8 @@ def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
     """All labelled clips, divided into `train` and `val` by group (EPIC: by participant).
 
     The groups are shuffled once and dealt to `folds` parts, as scikit-learn's `GroupKFold` does; part `fold` is `val`.
-    Over all folds each clip is in `val` once.
+    Over all folds each clip is in `val` once. Where `data.max_clips` has thinned out the published files, what is left
+    of them is divided.
 
     Raises:
         RaylabError: there is no such fold, there are fewer groups than folds, or an id stands in both files.
@@ -29,7 +30,8 @@ def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
     groups = clips["group"].to_pylist()
     if len(set(groups)) < folds:
         raise RaylabError(
-            f"data.folds = {folds}: there are only {len(set(groups))} participants: set data.folds to that or less"
+            f"data.folds = {folds}: there are only {len(set(groups))} participants with clips: "
+            "set data.folds to that or less, or raise data.max_clips where it is set"
         )
     counts = pc.value_counts(clips["id"])
     twice = [count["values"].as_py() for count in counts if count["counts"].as_py() > 1]

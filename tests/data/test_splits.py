@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from raylab.config import DataConfig
+from raylab.config import DataConfig, Experiment
 from raylab.data.clips import Annotations, Clip, ClipTable, Dataset
 from raylab.data.datasets import load_dataset
+from raylab.data.epic import annotation_files
 from raylab.data.kitchen import kitchen_root
 from raylab.data.splits import by_group
 from raylab.errors import RaylabError
+from raylab.preflight import preflight
+from raylab.storage import Folder
 
 OFFICIAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "epic-kitchens-100"
 KITCHEN = DataConfig(dataset="kitchen", kitchen="tiny", store=False)
@@ -67,6 +70,19 @@ def test_a_data_set_by_participant() -> None:
     assert alone.splits == {"val": divided.splits["val"]}
 
 
+def test_every_fold_that_trials_ask_for_has_clips_for_a_batch(small_experiment: Experiment, tmp_path: Path) -> None:
+    divided = small_experiment.override({"data.split": "participant", "data.folds": 2, "data.max_clips": 13})
+    folds = [divided.override({"data.fold": fold}) for fold in (0, 1)]
+    clips = [len(load_dataset(trial.data).splits["train"].clips) for trial in folds]
+    small, large = sorted(clips)
+    assert small < large
+    base = folds[clips.index(large)].override({"data.batch_size": large})
+    trials = [base.override({"data.fold": fold}) for fold in (0, 1)]
+    assert f"train: {large} clips" in preflight(base, Folder.open(tmp_path))
+    with pytest.raises(RaylabError, match=f"more than the {small} training clips"):
+        preflight(base, Folder.open(tmp_path), trials)
+
+
 def test_only_what_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
     root = tmp_path / "epic"
     shutil.copytree(kitchen_root("tiny"), root)
@@ -80,6 +96,22 @@ def test_only_what_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
     assert val.sources.keys() == whole.splits["val"].clips.videos.keys()
     with pytest.raises(RaylabError, match=r"EPIC_100_train\.csv"):
         load_dataset(config)
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val", "train")])
+def test_the_folder_with_most_of_the_files_is_taken(tmp_path: Path, splits: tuple[str, str]) -> None:
+    folder = tmp_path / "annotations"
+    shutil.copytree(kitchen_root("tiny"), folder, ignore=shutil.ignore_patterns("*.MP4"))
+    config = DataConfig(root=str(tmp_path))
+    shutil.copy(folder / "EPIC_100_validation.csv", tmp_path)  # a stray copy, in the folder that is looked at first
+    assert {path.parent for path in annotation_files(config, splits).values()} == {folder}
+    (folder / "EPIC_100_train.csv").unlink()
+    (tmp_path / "EPIC_100_validation.csv").unlink()
+    with pytest.raises(RaylabError) as caught:
+        annotation_files(config, splits)
+    assert [line for line in str(caught.value).splitlines() if "EPIC_100" in line] == [
+        f"  {folder / 'EPIC_100_train.csv'}"
+    ]
 
 
 def test_the_test_split_has_no_labels(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scenes import FPS, building, clip, encode, numbers, prepare
@@ -18,6 +19,7 @@ from raylab.data.dataset import ClipDataset, TrainBatches, make_loader
 from raylab.data.sampling import segment_fractions
 from raylab.data.store.find import find_store
 from raylab.errors import RaylabError
+from raylab.prepare import prepare as prepare_verb
 
 SEGMENTS = DataConfig(frames=4, size=28, batch_size=3, loader_workers=0, sampling="segments")
 UNIFORM = SEGMENTS.model_copy(update={"sampling": "uniform"})
@@ -35,6 +37,16 @@ def test_each_segment_gives_one_moment(n: int, seed: int) -> None:
     assert [int(fraction * n) for fraction in drawn] == list(range(n))
     assert segment_fractions(n) == pytest.approx([(2 * i + 1) / (2 * n) for i in range(n)])
     assert all(0 <= fraction < 1 for fraction in drawn)
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 40])
+def test_the_last_moment_stays_inside_the_clip(n: int) -> None:
+    class Highest(Random):
+        def random(self) -> float:
+            return 1 - 2**-53
+
+    assert segment_fractions(n, Highest())[-1] < 1
+    assert all(int(segment_fractions(n, Highest())[-1] * frames) == frames - 1 for frames in (1, 3, 64, 999))
 
 
 def test_segments_are_as_many_as_asked() -> None:
@@ -119,6 +131,17 @@ def test_a_store_of_fixed_frames_refuses_segments(store: Path) -> None:
     config = SEGMENTS.model_copy(update={"store": str(store / "4f-32px-q90")})
     with pytest.raises(RaylabError, match=r"holds evenly spaced frames, not data\.sampling = segments.*--fps"):
         stored(config, store / "4f-32px-q90")
+
+
+def test_preparing_for_segments_asks_for_a_rate(tmp_path: Path) -> None:
+    place = {"dataset": "kitchen", "kitchen": "tiny", "store": str(tmp_path / "stores")}
+    sweep = {"description": "mine", "experiment": {"data": place}, "search": {"grace_epochs": 1}}
+    searched = {**sweep, "space": {"data.sampling": {"choice": ["uniform", "segments"]}}}
+    for content in ({"data": {**place, "sampling": "segments"}}, searched):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(RaylabError, match=r"data\.sampling = segments: .*give --fps"):
+            prepare_verb(str(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "stores").exists()
 
 
 @pytest.mark.parametrize("place", ["video", "store"])
