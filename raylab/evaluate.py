@@ -201,7 +201,8 @@ def _run(job: _Job, workers: int) -> list[tuple[int, Predictions]]:
 def table(judged: Sequence[Judgement], split: str) -> Table:
     """One column a model, the best of each line in bold."""
     found = [judgement.scores[split] for judgement in judged]
-    view = Table(f"{split}: {found[0].clips:,} clips", *(escape(judgement.name) for judgement in judged))
+    left_out = f", {found[0].left_out:,} unreadable left out" if found[0].left_out else ""
+    view = Table(f"{split}: {found[0].clips:,} clips{left_out}", *(escape(judgement.name) for judgement in judged))
     lines = [scores.figures() for scores in found]
     for name in dict.fromkeys(name for line in lines for name in line):
         view.add_row(name, *_cells([line.get(name, math.nan) for line in lines]))
@@ -235,7 +236,12 @@ def record(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     for judgement in judged:
         way, gap = judgement.gap()
         splits = {
-            split: {"clips": scores.clips, "figures": scores.figures(), "classes": scores.classes}
+            split: {
+                "clips": scores.clips,
+                "left_out": scores.left_out,
+                "figures": scores.figures(),
+                "classes": scores.classes,
+            }
             for split, scores in judgement.scores.items()
         }
         found.append(

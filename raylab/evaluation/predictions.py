@@ -124,10 +124,15 @@ def predict(
     Returns:
         This rank's batches, each with its number. They hold the same bits for any number of ranks: a clip stands in the
         same batch.
+
+    Raises:
+        RaylabError: no clip of the split can be read.
     """
     rank, world_size = share
     config = views.reading(experiment.data)
     clips = ClipDataset.of(dataset, split, config, crops=views.crops)
+    if not len(clips):
+        raise RaylabError(f"{split}: none of the clips can be read: see the clip store's manifest")
     batch_size = max(1, experiment.data.batch_size // (views.clips * views.crops))  # all views go through at once
     batches = EvalBatches(len(clips), batch_size, rank, world_size)
     device = next(model.parameters()).device

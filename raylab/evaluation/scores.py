@@ -31,6 +31,7 @@ class Scores:
 
     Attributes:
         clips: how many were judged.
+        left_out: how many were not: a clip store could not read them.
         accuracy: `verb_top1`, `verb_top5`, …, `action_top1`, `action_top5`.
         unseen: `verb_top1`, …, of clips whose participant is not in the training set; None where that is not known.
         tail: `verb_top1`, …: of clips of a tail verb; of a tail noun; for the action, of either. None where unknown.
@@ -39,6 +40,7 @@ class Scores:
     """
 
     clips: int
+    left_out: int
     accuracy: dict[str, float]
     unseen: dict[str, float] | None
     tail: dict[str, float] | None
@@ -76,6 +78,7 @@ def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
     classes = {head: _by_class(hits[head], labels[head], dataset.labels[head]) for head in dataset.heads}
     return Scores(
         clips=len(clips),
+        left_out=len(by_id) - len(clips),
         accuracy={f"{head}_top{k}": _mean(found[:, :k].any(1)) for head, found in hits.items() for k in (1, K)},
         unseen={f"{head}_top1": _mean(hits[head][unseen, 0]) for head in hits} if dataset.unseen else None,
         tail={f"{head}_top1": _mean(hits[head][rare, 0]) for head, rare in tail.items()} if tail else None,

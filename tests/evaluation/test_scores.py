@@ -51,7 +51,7 @@ def test_by_hand() -> None:
         [(0, 0), (0, 1), (2, 1), (0, 1)], (3, 2), "AABB", unseen=frozenset("B"), tail={"verb": {2}, "noun": {0}}
     )
     found = score(predictions(verb, noun), truth, "val")
-    assert found.clips == 4
+    assert (found.clips, found.left_out) == (4, 0)
     assert found.accuracy == {
         "verb_top1": 0.75,  # all but the second
         "verb_top5": 1.0,
@@ -66,6 +66,13 @@ def test_by_hand() -> None:
     assert found.class_mean == {"verb": pytest.approx((2 / 3 + 1) / 2), "noun": pytest.approx((1 + 2 / 3) / 2)}
     assert [row["class"] for row in found.classes["verb"]] == [0, 2]  # verb 1 does not occur
     assert found.classes["noun"][1] == {"class": 1, "name": "noun1", "clips": 3, "top1": pytest.approx(2 / 3)}
+
+
+def test_clips_that_could_not_be_read_are_counted_apart() -> None:
+    truth = dataset([(0, 0), (1, 1), (0, 1)], (2, 2))
+    made = predictions([[1, 0], [1, 0]], [[1, 0], [0, 1]])
+    found = score(Predictions(["0", "2"], made.log_probabilities), truth, "val")
+    assert (found.clips, found.left_out, found.accuracy["action_top1"]) == (2, 1, 1.0)
 
 
 def test_an_action_is_ranked_by_the_product_of_probabilities() -> None:
