@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from pytorchvideo.models.r2plus1d import create_r2plus1d
 from torch import Tensor, nn
 
 from raylab.errors import RaylabError
 from raylab.models.freezing import Freezable
 from raylab.models.weights import read_weights
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # it compiles functions in a deprecated way when it is imported
+    from pytorchvideo.models.r2plus1d import create_r2plus1d
 
 
 class R2Plus1DEncoder(Freezable):
