@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from raylab.errors import RaylabError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -46,6 +47,11 @@ class ModelConfig(Section):
     name: str = Field("resnet50_transformer", description="a registered model")
     scale: Literal["full", "tiny"] = Field("full", description="tiny: the same structure, small enough for demos")
     encoder: str | None = Field(None, description="any timm encoder, in place of the model's own")
+    student: UserPath | None = Field(
+        None,
+        description="any VideoMAE, in place of the model's own: OWNER/NAME on the Hugging Face hub, a folder of "
+        "transformers, or a checkpoint of the original code",
+    )
     pretrained: bool | UserPath = Field(
         True, description="published weights: true, false, a weight file, or a hub repository as hf-hub:OWNER/NAME"
     )
@@ -63,7 +69,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the clips come from and how they become batches."""
 
-    dataset: Literal["epic", "kitchen"] = "epic"
+    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled"] = "epic"
     root: UserPath = Field("data/epic-kitchens-100", description="folder with the annotations and the videos")
     annotations: UserPath | None = Field(None, description="folder of the CSV files, when not under root")
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")
@@ -82,6 +88,11 @@ class DataConfig(Section):
     batch_size: Count = Field(24, description="clips a worker puts through the model at once")
     augment: Literal["aggressive", "mild", "none"] = "aggressive"
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip; 0 where left and right matter")
+    variants: int | None = Field(
+        None,
+        ge=1,
+        description="augmentations and random samplings of each clip, taken in turn; null: new in each epoch",
+    )
     loader_workers: int = Field(4, ge=0, description="decoding processes for each training worker")
     max_clips: int | None = Field(None, ge=1, description="use at most this many clips of each split")
     store: bool | UserPath = Field(
@@ -97,6 +108,15 @@ class DataConfig(Section):
         The ratio is that of short side to crop in ImageNet training, 256 to 224.
         """
         return round(self.size * 256 / 224)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether training meets the same pixels again."""
+        return self.variants is not None or (self.augment == "none" and self.sampling == "uniform")
+
+    def draw(self, epoch: int) -> int:
+        """The number of the random draw that an epoch's clips are sampled and augmented with."""
+        return epoch % self.variants if self.variants else epoch
 
 
 class OptimConfig(Section):
@@ -119,9 +139,68 @@ class LossConfig(Section):
     """The training objective."""
 
     label_smoothing: Probability = 0.0
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    weights: dict[str, Weight] = Field(
         default_factory=dict, description="weight of each head's loss; 1 where not named"
     )
+
+
+def _layers(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    words = [word.strip() for word in text.strip("[] ").split(",")]
+    if any(not re.fullmatch(r"-?[1-9][0-9]*", word) for word in words) or len(set(words)) < len(words):
+        raise ValueError("write layers, each once: -1 is the last, 1 the first, e.g. [-1, -2, -3]")
+    return ",".join(words)
+
+
+class DistillConfig(Section):
+    """Whom a student learns from, besides the labels, and how much of what."""
+
+    teacher: UserPath | None = Field(
+        "MCG-NJU/videomae-base", description="as model.student; frozen, never trained; null: no teacher"
+    )
+    assistant: Literal["vit_s", "vit_b"] | None = Field(
+        "vit_s", description="published AMD network, fine-tuned on Something-Something V2, frozen; null: no assistant"
+    )
+    assistant_model_path: UserPath | None = Field(
+        None, description="its file, or any VideoMAE as model.student; null: downloaded once, into ssv2_models/"
+    )
+    pretrained: bool = Field(True, description="false: teacher and assistant with random weights, for demos and tests")
+    classification_weight: Weight = Field(1.0, description="of the cross-entropy with the labels")
+    feature_distillation_weight: Weight = Field(1.0, description="of the distance between hidden states")
+    attention_distillation_weight: Weight = Field(0.5, description="of the distance between attention maps")
+    asymmetric_distillation_weight: Weight = Field(
+        0.1, description="of what the student reads from teacher and assistant more alike than they are"
+    )
+    logit_distillation_weight: Weight = Field(
+        1.0, description="of softened logits, from sources with the data's classes"
+    )
+    teacher_feature_weight: Weight = Field(1.0, description="the teacher's share in each of these distances")
+    assistant_feature_weight: Weight = Field(0.8, description="the assistant's")
+    temperature: Positive = Field(4.0, description="divides logits before they are compared")
+    hidden_layers_to_align: Annotated[str, BeforeValidator(_layers)] = Field(
+        "-1,-2,-3", description="layers compared, index by index: -1 is the last, 1 the first"
+    )
+    cache: bool | UserPath = Field(
+        True, description="folder of what teacher and assistant say of each clip; true: beside the data; false: none"
+    )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """`hidden_layers_to_align` as numbers."""
+        return tuple(int(word) for word in self.hidden_layers_to_align.split(","))
+
+    @property
+    def sources(self) -> dict[str, float]:
+        """`teacher` and `assistant`, those that there are and that weigh something → weight."""
+        weighed = {"teacher": self.teacher_feature_weight, "assistant": self.assistant_feature_weight}
+        named = {"teacher": self.teacher, "assistant": self.assistant_model_path or self.assistant}
+        distances = (
+            self.feature_distillation_weight,
+            self.attention_distillation_weight,
+            self.asymmetric_distillation_weight,
+            self.logit_distillation_weight,
+        )
+        return {name: weight for name, weight in weighed.items() if weight and named[name] and any(distances)}
 
 
 class TrainConfig(Section):
@@ -149,17 +228,18 @@ class ResourceConfig(Section):
 
 
 # The metric that decides which checkpoint of a task is best, unless `train.monitor` names another.
-MONITORS = {"action": "val/action_top1"}
+MONITORS = {"action": "val/action_top1", "distillation": "val/accuracy"}
 
 
 class Experiment(Section):
     """Everything that decides a training run."""
 
-    task: Literal["action"] = "action"
+    task: Literal["action", "distillation"] = "action"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
+    distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
     seed: int = Field(0, ge=0)

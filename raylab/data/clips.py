@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,14 +24,14 @@ class Clip:
     """One annotated stretch of one video.
 
     Attributes:
-        id: unique within its data set (EPIC: `narration_id`).
+        id: unique within its data set (EPIC: `narration_id`; a labelled folder: the video's path).
         video: the video's id.
         start: seconds from the video's first frame, inclusive.
-        stop: seconds, exclusive.
+        stop: seconds, exclusive; past the end stands for the end, infinity for a whole video of any length.
         start_frame: 1-based number of the first extracted frame, inclusive.
         stop_frame: 1-based number just past the last extracted frame.
         labels: head name → class index, e.g. `{"verb": 3, "noun": 17}`; the same heads in every clip.
-        group: what must not be divided between splits (EPIC: the participant).
+        group: what must not be divided between splits (EPIC: the participant; a labelled folder: the video).
     """
 
     id: str
@@ -136,12 +136,28 @@ class Annotations:
         return ", ".join(parts)
 
 
+def limit(annotations: Annotations, path: Path, most: int | None, remedy: str) -> Annotations:
+    """At most so many clips, evenly spaced; all of them where `most` is None.
+
+    Raises:
+        RaylabError: there are none; names the file, the first row that was rejected and the remedy.
+    """
+    clips = annotations.clips
+    if not clips:
+        rejected = annotations.rejected
+        first = f", the first: {rejected[0]}" if rejected else ""
+        raise RaylabError(f"{path}: no clips; rows rejected: {len(rejected):,}{first}; {remedy}")
+    if most is None or most >= len(clips):
+        return annotations
+    return replace(annotations, clips=clips.take([i * len(clips) // most for i in range(most)]))
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Everything training needs to know of a data set, before any frame is decoded.
 
     Attributes:
-        splits: split name (`train`, `val`, or `test` without labels) → its annotations.
+        splits: split name (`train`, `val`, or `test`, for EPIC without labels) → its annotations.
         labels: head name → class names, by class index.
         sources: video id → video file, or folder of extracted frames; empty where a clip store has the frames.
         stored: split name → its frames in a clip store; empty where they are decoded from the sources.

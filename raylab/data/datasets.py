@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from raylab.config import DataConfig
-from raylab.data import epic
+from raylab.data import epic, labelled
 from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
-from raylab.data.kitchen import kitchen_root
+from raylab.data.kitchen import EPIC, Layout, kitchen_root
+from raylab.data.kitchen_labelled import LABELLED
 from raylab.data.splits import POOLED, by_group
 from raylab.data.store.find import find_store
 
@@ -39,11 +41,17 @@ class Entry:
     locate: Callable[[DataConfig], DataConfig] = lambda config: config
 
 
-def _render_kitchen(config: DataConfig) -> DataConfig:
-    return config.model_copy(update={"root": str(kitchen_root(config.kitchen)), "annotations": None})
+def _render(layout: Layout, config: DataConfig) -> DataConfig:
+    root = kitchen_root(config.kitchen, layout=layout)
+    return config.model_copy(update={"root": str(root), "annotations": None})
 
 
-DATASETS = {"epic": Entry(epic), "kitchen": Entry(epic, _render_kitchen)}
+DATASETS = {
+    "epic": Entry(epic),
+    "kitchen": Entry(epic, partial(_render, EPIC)),
+    "labelled": Entry(labelled),
+    "kitchen_labelled": Entry(labelled, partial(_render, LABELLED)),
+}
 
 
 def load_dataset(config: DataConfig, splits: Sequence[str] = ("train", "val"), crops: int = 1) -> Dataset:
@@ -81,4 +89,13 @@ def stores_folder(config: DataConfig) -> Path:
     """The folder of clip stores: the one that `store` names, else one beside the data."""
     if isinstance(config.store, str):
         return Path(config.store).absolute()
-    return Path(DATASETS[config.dataset].locate(config).root).absolute() / "clip-stores"
+    return _beside(config, "clip-stores")
+
+
+def outputs_folder(config: DataConfig, cache: bool | str) -> Path:
+    """The folder of what frozen networks say of clips: the one that `cache` names, else one beside the data."""
+    return Path(cache).absolute() if isinstance(cache, str) else _beside(config, "frozen-outputs")
+
+
+def _beside(config: DataConfig, name: str) -> Path:
+    return Path(DATASETS[config.dataset].locate(config).root).absolute() / name

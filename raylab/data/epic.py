@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from raylab.data.clips import Annotations, Clip, ClipTable, Dataset, Issue, IssueTable
-from raylab.data.epic_sources import REMEDY, scan
+from raylab.data.clips import Annotations, Clip, ClipTable, Dataset, Issue, IssueTable, limit
+from raylab.data.epic_sources import REMEDY
 from raylab.data.epic_sources import find_sources as find_sources  # part of what a reader offers
+from raylab.data.files import reading, scan
 from raylab.errors import RaylabError
 
 if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a file
@@ -99,12 +100,11 @@ def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dat
     classes = {head: len(names) for head, names in labels.items()}
     videos = read_video_info(files["video_info"]) if "video_info" in files else None
     splits = {
-        split: _limit(
-            read_annotations(files[split], classes if split in LABELLED else {}, videos), files[split], max_clips
-        )
+        split: read_annotations(files[split], classes if split in LABELLED else {}, videos)
         for split in SPLITS
         if split in files
     }
+    splits = {split: limit(read, files[split], max_clips, "take the official file") for split, read in splits.items()}
     unseen = frozenset(read_names(files["unseen"])) if "unseen" in files else frozenset()
     tail = {
         head: frozenset(read_tail(files[f"tail_{head}"], head, classes[head]))
@@ -222,17 +222,6 @@ def read_tail(path: Path, head: str, classes: int) -> list[int]:
     return _strict_table(path, (head,), parse)
 
 
-def _limit(annotations: Annotations, path: Path, most: int | None) -> Annotations:
-    clips = annotations.clips
-    if not clips:
-        rejected = annotations.rejected
-        first = f", the first: {rejected[0]}" if rejected else ""
-        raise RaylabError(f"{path}: no clips; rows rejected: {len(rejected):,}{first}; take the official file")
-    if most is None or most >= len(clips):
-        return annotations
-    return replace(annotations, clips=clips.take([i * len(clips) // most for i in range(most)]))
-
-
 class _Rejected(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         self.kind = kind
@@ -245,7 +234,7 @@ def _table(
     """Line number and parsed row of each row; those that `parse` refuses go to `rejected`."""
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             missing = [column for column in columns if column not in header]
@@ -259,10 +248,6 @@ def _table(
                 except _Rejected as refusal:
                     rejected.append(Issue(str(path), line, refusal.kind, refusal.reason))
                 line = reader.line_num + 1  # a quoted cell may span lines: a row is named by its first
-    except OSError as error:
-        raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RaylabError(f"{path}: not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise RaylabError(f"{path}:{line}: not CSV ({error}); check the quotes of the row that begins here") from None
 

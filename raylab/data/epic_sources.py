@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raylab.data.files import scan
 from raylab.errors import RaylabError
 
 if TYPE_CHECKING:  # pydantic takes longer to import than the annotations to be read
@@ -80,14 +81,3 @@ def _holds_frames(entry: os.DirEntry[str]) -> bool:
 
 _VIDEO_SUFFIX = re.compile(r"\.mp4$", re.IGNORECASE)
 _IS_SOURCE = {"videos": _is_video, "frames": _holds_frames}
-
-
-def scan(folder: Path, keep: Callable[[os.DirEntry[str]], bool]) -> list[Path]:
-    """The entries of a folder to keep, by name; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if keep(entry))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise RaylabError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None

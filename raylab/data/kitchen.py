@@ -6,7 +6,8 @@ draw their two end poses from one distribution and visit the same poses in oppos
 reversal of the other: a model that ignores the order of the frames cannot tell them apart. The files are encoded
 without loss to keep it so: at usual qualities a faint trail stays behind a moving digit and gives its direction away.
 
-What is shown stands in `kitchen_plan`, as plain data; here it is drawn (`render_frames`) and filed (`kitchen_root`).
+What is shown stands in `kitchen_plan`, as plain data; here it is drawn (`render_frames`) and filed (`kitchen_root`): as
+EPIC's videos are, or in another `Layout`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from math import cos, floor, radians, sin
 from pathlib import Path
@@ -33,7 +35,7 @@ from raylab.data.kitchen_plan import NOUNS, SIZES, VERBS, Pose, Video, digits, p
 from raylab.errors import RaylabError, unknown_name
 from raylab.storage import cache_folder
 
-FORMAT = 2  # raise it when a change of the code changes what is rendered: caches are told apart by it
+FORMAT = 2  # raise it when a change of the code changes what is rendered or filed: caches are told apart by it
 WIDTH, HEIGHT = 128, 72
 GLYPH = 40  # pixels along a digit's mask: its 8 × 8 cells and an empty border cell around them, 4 pixels each
 ENCODER = {"qp": "0", "preset": "superfast", "g": "50", "sc_threshold": "0", "threads": "1"}
@@ -43,6 +45,24 @@ CLIP_COLUMNS = (
     *("start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class"),
     *("all_nouns", "all_noun_classes"),
 )
+Splits = dict[str, tuple[Video, ...]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the built-in data set is filed.
+
+    Attributes:
+        name: what the names of its folders begin with.
+        plan: size → split → the videos to render.
+        path: where a video lies under the root.
+        annotate: writes the annotations of all splits into a folder.
+    """
+
+    name: str
+    plan: Callable[[str], Splits]
+    path: Callable[[Video], Path]
+    annotate: Callable[[Path, Splits], None]
 
 
 def kitchen_root(
@@ -50,6 +70,7 @@ def kitchen_root(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    layout: Layout | None = None,
 ) -> Path:
     """The folder of the built-in data set, rendered on the first call.
 
@@ -65,6 +86,7 @@ def kitchen_root(
         cache: folder of the cache; by default `$RAYLAB_CACHE`, else `$XDG_CACHE_HOME/raylab`, else `~/.cache/raylab`.
         workers: rendering processes; by default one for each usable CPU.
         progress: called with (videos rendered, videos in all) after each video.
+        layout: in place of EPIC's.
 
     Raises:
         RaylabError: unknown size, fewer than one worker, or a cache that cannot be written.
@@ -73,15 +95,16 @@ def kitchen_root(
         raise unknown_name("size of the kitchen data set", size, SIZES)
     if workers is not None and workers < 1:
         raise RaylabError(f"workers = {workers}: rendering the kitchen data set needs at least 1")
+    layout = layout or EPIC
     base = cache or cache_folder()
-    root = base / f"kitchen-{size}-{fingerprint(size)}"
+    root = base / f"{layout.name}-{size}-{fingerprint(size)}"
     if root.is_dir():
         return root
     try:
         base.mkdir(parents=True, exist_ok=True)
         with FileLock(base / f"{root.name}.lock"):
             if not root.is_dir():
-                _render_root(size, root, workers or _usable_cpus(), progress)
+                _render_root(layout, size, root, workers or _usable_cpus(), progress)
     except OSError as error:
         remedy = "set RAYLAB_CACHE to a writable folder with free space"
         raise RaylabError(
@@ -104,7 +127,7 @@ def render_frames(video: Video, images: NDArray[np.uint8]) -> Iterator[Image.Ima
         images: the digit of each segment, (segments, 8, 8), 0–255.
     """
     background = _background(video)
-    rest = round(kitchen_plan.REST_SECONDS * video.fps)
+    rest = rest_frames(video.fps)
     shown = {
         frame: (segment, glyph)
         for segment, glyph in zip(video.segments, map(_glyph, images), strict=True)
@@ -116,6 +139,11 @@ def render_frames(video: Video, images: NDArray[np.uint8]) -> Iterator[Image.Ima
             segment, glyph = shown[frame]
             image.paste(segment.ink, None, _place(glyph, segment.pose(frame)))
         yield image
+
+
+def rest_frames(fps: Fraction) -> int:
+    """How many frames a digit stands still before its motion, and after it."""
+    return round(kitchen_plan.REST_SECONDS * fps)
 
 
 def _usable_cpus() -> int:
@@ -151,7 +179,9 @@ def _place(glyph: Image.Image, pose: Pose) -> Image.Image:
     return glyph.transform((WIDTH, HEIGHT), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def _render_root(size: str, root: Path, workers: int, progress: Callable[[int, int], None] | None) -> None:
+def _render_root(
+    layout: Layout, size: str, root: Path, workers: int, progress: Callable[[int, int], None] | None
+) -> None:
     """Render beside `root`, then rename. The caller holds the lock, so any other unfinished folder is abandoned."""
     # joblib's workers, unlike the standard library's, do not import the caller's main module (and torch with it).
     from joblib import Parallel, delayed
@@ -161,20 +191,20 @@ def _render_root(size: str, root: Path, workers: int, progress: Callable[[int, i
     # Named anew each time: a worker that outlived a killed rendering must not write into this one.
     folder = root.with_name(f"{root.name}.{secrets.token_hex(4)}.partial")
     try:
-        splits = plan(size)
-        videos = [video for split in splits.values() for video in split]
+        splits = layout.plan(size)
+        videos = {folder / layout.path(video): video for split in splits.values() for video in split}
         images, _ = digits()
-        for parent in {folder / video.path.parent for video in videos}:
+        for parent in {path.parent for path in videos}:
             parent.mkdir(parents=True)
         jobs = (
-            delayed(_render_video)(video, images[[segment.image for segment in video.segments]], folder / video.path)
-            for video in videos
+            delayed(_render_video)(video, images[[segment.image for segment in video.segments]], path)
+            for path, video in videos.items()
         )
         parallel = Parallel(workers, "loky", return_as="generator_unordered", idle_worker_timeout=2)
         for done, _ in enumerate(parallel(jobs), start=1):
             if progress is not None:
                 progress(done, len(videos))
-        _write_annotations(folder, splits)
+        layout.annotate(folder, splits)
         folder.rename(root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +221,7 @@ def _render_video(video: Video, images: NDArray[np.uint8], path: Path) -> None:
         container.mux(stream.encode())
 
 
-def _write_annotations(folder: Path, splits: dict[str, tuple[Video, ...]]) -> None:
+def _write_annotations(folder: Path, splits: Splits) -> None:
     for split, videos in splits.items():
         rows = (_clip_row(video, number) for video in videos for number in range(len(video.segments)))
         _write_csv(folder / f"EPIC_100_{split}.csv", CLIP_COLUMNS, rows)
@@ -240,3 +270,6 @@ def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+EPIC = Layout("kitchen", plan, path=lambda video: video.path, annotate=_write_annotations)

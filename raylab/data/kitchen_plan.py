@@ -140,17 +140,23 @@ SIZES = {
 }
 
 
-def plan(size: str) -> dict[str, tuple[Video, ...]]:
+def plan(size: str, test: bool = False) -> dict[str, tuple[Video, ...]]:
     """Split (`train`, `validation`) → its videos. Verbs and nouns, alone and combined, are balanced within ±1.
 
-    The splits share no participant and no digit image.
+    The splits share no participant, and `train` no digit image with another.
+
+    Args:
+        size: a key of `SIZES`.
+        test: plan a split `test` too: as many clips as in validation, of the same digit images, drawn anew.
     """
     layout, pools = SIZES[size], _digit_pools()
-    train = _plan_split(0, layout.train, layout, pools["train"], participants=0)
-    validation = _plan_split(
-        1, layout.validation, layout, pools["validation"], participants=int(train[-1].participant[1:])
-    )
-    return {"train": train, "validation": validation}
+    splits: dict[str, tuple[Video, ...]] = {}
+    last = 0
+    for number, split in enumerate(("train", "validation", "test")[: 2 + test]):
+        shown = "train" if split == "train" else "validation"
+        splits[split] = _plan_split(number, getattr(layout, shown), layout, pools[shown], participants=last)
+        last = int(splits[split][-1].participant[1:])
+    return splits
 
 
 def draw_motion(verb: int, rng: np.random.Generator) -> tuple[Pose, Pose]:
