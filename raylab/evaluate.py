@@ -4,6 +4,7 @@
     python -m raylab.evaluate epic_phase2 epic_phase3 --ensemble --views 5x3 --json figures.json
     python -m raylab.evaluate results/my_run/checkpoints/step_00001234 data.root=/data/epic --split val --split train
     python -m raylab.evaluate epic_phase3 --split test --submission test.zip
+    python -m raylab.evaluate my_student --per-class --efficiency
 
 Each name is a sweep or a run, whose best checkpoint is taken, or the folder of a checkpoint.
 """
@@ -11,55 +12,29 @@ Each name is a sweep or a run, whose best checkpoint is taken, or the folder of 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from raylab.cli import console, run_verb
 from raylab.config import Experiment, parse_overrides
 from raylab.data.clips import Dataset
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
+from raylab.evaluation.judgement import Judgement as Judgement  # part of what the verb offers
+from raylab.evaluation.judgement import record
+from raylab.evaluation.tables import class_table, efficiency_tables, table
 from raylab.results import DEFAULT_STORAGE, Checkpoint, find_checkpoint
 from raylab.storage import replacing
 
 if TYPE_CHECKING:
+    from raylab.evaluation.efficiency import Efficiency
     from raylab.evaluation.predictions import Predictions, Views
-    from raylab.evaluation.scores import Scores
 
-UNLABELLED = "test"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What one model, or an ensemble of several, was found to be worth.
-
-    Attributes:
-        name: of its run, or `ensemble`.
-        about: what was judged: checkpoint, epoch, settings.
-        predictions: split → what it says of every clip.
-        scores: split → figures; none for a split without labels.
-        history: the metrics measured when the checkpoint was written; empty for an ensemble.
-    """
-
-    name: str
-    about: dict[str, Any]
-    predictions: dict[str, Predictions]
-    scores: dict[str, Scores]
-    history: dict[str, float]
-
-    def gap(self) -> tuple[str, float]:
-        """How the overfitting gap was measured, and the gap: training less validation accuracy of the action."""
-        if {"train", "val"} <= self.scores.keys():
-            train, val = (self.scores[split].accuracy["action_top1"] for split in ("train", "val"))
-            return "same views", train - val
-        return "while training", self.history.get("gap/action_top1", math.nan)
+SPLITS = ("val", "train", "test")
 
 
 def judge(
@@ -76,7 +51,7 @@ def judge(
     Args:
         checkpoint: a checkpoint, its folder, or the name of a sweep or a run.
         overrides: dotted `data.…` settings to change, e.g. `{"data.root": "/data/epic"}`.
-        splits: `val`, `train`, or `test`, which has no labels.
+        splits: of `val`, `train` and `test`; one without labels, as EPIC's test, is predicted and not scored.
         views: clips x crops; probabilities are averaged over them.
         workers: how many share the work; 1 works in this process, on the GPU if there is one, without Ray.
         storage: the results folder, a path or a URI.
@@ -98,7 +73,7 @@ def judge(
         dataset = open_split(experiment, found, split, parsed)
         job = _Job(found, experiment, split, parsed)
         predictions[split] = Predictions.join(_run(job, workers))
-        if split != UNLABELLED:
+        if has_labels(dataset, split):
             scores[split] = score(predictions[split], dataset, split)
     rows = {row["epoch"]: row for row in found.history()}
     about = {
@@ -107,7 +82,7 @@ def judge(
         "views": views,
         "experiment": experiment.to_dict(),
     }
-    return Judgement(found.name, about, predictions, scores, rows.get(found.epoch, {}))
+    return Judgement(found.name, about, predictions, scores, rows[found.epoch] if found.metrics else {})
 
 
 def ensemble(members: Sequence[Judgement], overrides: Mapping[str, Any] | None = None) -> Judgement:
@@ -124,12 +99,40 @@ def ensemble(members: Sequence[Judgement], overrides: Mapping[str, Any] | None =
         split: average([member.predictions[split] for member in members]) for split in members[0].predictions
     }
     scores = {
-        split: score(found, load_dataset(experiment.data, (split,)), split)
-        for split, found in predictions.items()
-        if split != UNLABELLED
+        split: score(predictions[split], load_dataset(experiment.data, (split,)), split) for split in members[0].scores
     }
     about = {"members": [member.name for member in members], "views": members[0].about["views"]}
     return Judgement("ensemble", about, predictions, scores, {})
+
+
+def efficiency(checkpoint: str | Path | Checkpoint, storage: str | Path = DEFAULT_STORAGE) -> list[Efficiency]:
+    """What a model costs, on the GPU if there is one, with clips, batches and precision as in its training.
+
+    Args:
+        checkpoint: a checkpoint, its folder, or the name of a sweep or a run.
+        storage: the results folder, a path or a URI.
+
+    Returns:
+        The model; for a student also the frozen models that it learnt from.
+
+    Raises:
+        RaylabError: there is no such checkpoint, or a frozen model's weights cannot be had.
+    """
+    import torch
+
+    from raylab.evaluation.efficiency import measure
+    from raylab.evaluation.predictions import precision_on
+
+    found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, storage)
+    experiment = found.experiment
+    models = {experiment.model.name: found.load_model()}
+    if experiment.task == "distillation":
+        from raylab.models.frozen import frozen_networks
+
+        models = {"student": models[experiment.model.name], **frozen_networks(experiment)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = experiment.data
+    return measure(models, data.frames, data.size, data.batch_size, device, precision_on(device, experiment))
 
 
 def changed(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -158,6 +161,11 @@ def open_split(experiment: Experiment, checkpoint: Checkpoint, split: str, views
             f"data.dataset = {experiment.data.dataset}, data.root = {experiment.data.root}"
         )
     return dataset
+
+
+def has_labels(dataset: Dataset, split: str) -> bool:
+    """Whether the classes of a split's clips are known."""
+    return bool(dataset.splits[split].clips[0].labels)
 
 
 def _differ(head: str, dataset: Dataset, checkpoint: Checkpoint) -> bool:
@@ -198,72 +206,13 @@ def _run(job: _Job, workers: int) -> list[tuple[int, Predictions]]:
     return [batch for share in spread(job, shares, demand.cpus, demand.gpus) for batch in share]
 
 
-def table(judged: Sequence[Judgement], split: str) -> Table:
-    """One column a model, the best of each line in bold."""
-    found = [judgement.scores[split] for judgement in judged]
-    left_out = f", {found[0].left_out:,} unreadable left out" if found[0].left_out else ""
-    view = Table(f"{split}: {found[0].clips:,} clips{left_out}", *(escape(judgement.name) for judgement in judged))
-    lines = [scores.figures() for scores in found]
-    for name in dict.fromkeys(name for line in lines for name in line):
-        view.add_row(name, *_cells([line.get(name, math.nan) for line in lines]))
-    gaps = [judgement.gap() for judgement in judged]
-    for way in dict.fromkeys(way for way, value in gaps if split == "val" and not math.isnan(value)):
-        view.add_row(f"gap/action_top1, {way}", *(_percent(value) if own == way else "–" for own, value in gaps))
-    return view
-
-
-def class_table(scores: Scores, head: str) -> Table:
-    """Every class that occurs, the most frequent first."""
-    view = Table(head, "clips", "top-1 %")
-    for row in sorted(scores.classes[head], key=lambda row: -row["clips"]):
-        view.add_row(f"{row['class']} {escape(row['name'])}", f"{row['clips']:,}", _percent(row["top1"]))
-    return view
-
-
-def _cells(values: Sequence[float]) -> list[str]:
-    best = max((value for value in values if not math.isnan(value)), default=math.nan)
-    texts = [_percent(value) for value in values]
-    return [f"[bold]{t}[/]" if len(values) > 1 and v == best else t for t, v in zip(texts, values, strict=True)]
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.2f}"
-
-
-def record(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """Every figure at full precision, as JSON types: nan, which JSON has not, is null."""
-    found = []
-    for judgement in judged:
-        way, gap = judgement.gap()
-        splits = {
-            split: {
-                "clips": scores.clips,
-                "left_out": scores.left_out,
-                "figures": scores.figures(),
-                "classes": scores.classes,
-            }
-            for split, scores in judgement.scores.items()
-        }
-        found.append(
-            {"name": judgement.name, **judgement.about, "splits": splits, "gap": {"action_top1": gap, "measured": way}}
-        )
-    return [_without_nan(row) for row in found]
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def evaluate(
     checkpoints: Annotated[list[str], typer.Argument(help="Sweeps, runs or checkpoint folders; data.… settings.")],
     split: Annotated[list[str] | None, typer.Option(help="val, train or test; may be repeated.")] = None,
     views: Annotated[str, typer.Option(help="Clips x crops of each segment, averaged, e.g. 5x3.")] = "1x1",
     together: Annotated[bool, typer.Option("--ensemble", help="Judge all models together, too.")] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show every class.")] = False,
+    costs: Annotated[bool, typer.Option("--efficiency", help="Show sizes, and measure speed here.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Workers that share the clips.")] = 1,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write scores for the official evaluation (.pt).")] = None,
@@ -271,14 +220,14 @@ def evaluate(
     sls: Annotated[str, typer.Option(help="Supervision levels of the submission: pt,tl,td.")] = "1,3,3",
     storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
 ) -> None:
-    """Judge models: top-1 and top-5, unseen participants, tail classes, the overfitting gap.
+    """Judge models: top-1 and top-5, unseen participants, tail classes, the overfitting gap, losses, efficiency.
 
     Example: raylab evaluate epic_phase2 epic_phase3 --ensemble --views 5x3
     """
     names = [word for word in checkpoints if "=" not in word]
     overrides = parse_overrides(word for word in checkpoints if "=" in word)
     splits = list(dict.fromkeys(split or ["val"]))
-    wrong = [name for name in splits if name not in ("train", "val", UNLABELLED)]
+    wrong = [name for name in splits if name not in SPLITS]
     if wrong or not names:
         raise RaylabError(f"--split {wrong[0]}: write val, train or test" if wrong else "which model? Name a run")
     found = [find_checkpoint(name, storage) for name in names]
@@ -296,18 +245,20 @@ def evaluate(
         own = checkpoint.name if name in (checkpoint.name, checkpoint.path) else f"{name}/{checkpoint.name}"
         alike = sum(other.name.partition(" ")[0] == own for other in judged)
         judgement = judge(checkpoint, overrides, splits=splits, views=views, workers=workers)
-        judged.append(replace(judgement, name=f"{own} ({alike + 1})" if alike else own))
+        spent = efficiency(checkpoint) if costs else []
+        judged.append(replace(judgement, name=f"{own} ({alike + 1})" if alike else own, efficiency=spent))
     if together:
         judged.append(ensemble(judged, overrides))
-    for name in splits:
-        if name != UNLABELLED:
-            console.print(table(judged, name))
+    for name in judged[0].scores:
+        console.print(table(judged, name))
     best = judged[-1] if together else judged[0]
     if per_class:
         for name, scores in best.scores.items():
             for head in scores.classes:
                 console.print(f"{best.name}, {name}:", markup=False)
                 console.print(class_table(scores, head))
+    for view in efficiency_tables(judged):
+        console.print(view)
     if as_json:
         write_json(judged, as_json)
     if files:

@@ -52,7 +52,8 @@ class Answer:
     Attributes:
         video: the file.
         start, stop: seconds.
-        top: head → the most probable classes, and `action` → the most probable combinations, best first.
+        top: head → the most probable classes, and with several heads `action` → their most probable combinations, best
+            first.
     """
 
     video: str
@@ -145,9 +146,7 @@ class Predictor:
             last = shot.number
 
     def answer(self, frames: Tensor) -> dict[str, list[Guess]]:
-        """Head, and `action`, → most probable first; of uint8 frames (T, 3, S, S), transformed as in evaluation."""
-        import numpy as np
-
+        """What `Answer.top` is, of uint8 frames (T, 3, S, S), transformed as in evaluation."""
         from raylab.evaluation.predictions import ONCE, average_views, bound
         from raylab.evaluation.scores import rank_actions
 
@@ -155,12 +154,11 @@ class Predictor:
         means = average_views(self.model, self.experiment, video, ONCE)
         logs = {head: bound(values.cpu().numpy()) for head, values in means.items()}
         labels = self.checkpoint.labels
+        asked = {head: {head: values} for head, values in logs.items()} | ({ACTION: logs} if len(logs) > 1 else {})
         found = {}
-        for head in logs:
-            places, probabilities = rank_actions({head: logs[head]}, self.top)
-            found[head] = _guesses({head: places[head][0]}, probabilities[0], labels)
-        places, probabilities = rank_actions(logs, self.top)
-        found[ACTION] = _guesses({head: at[0] for head, at in places.items()}, np.asarray(probabilities[0]), labels)
+        for name, parts in asked.items():
+            places, probabilities = rank_actions(parts, self.top)
+            found[name] = _guesses({head: at[0] for head, at in places.items()}, probabilities[0], labels)
         return found
 
 

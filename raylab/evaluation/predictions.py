@@ -159,16 +159,24 @@ def average_views(model: nn.Module, experiment: Experiment, video: Tensor, views
     Returns:
         Head → float64 (B, classes).
     """
-    device = video.device
-    precision = experiment.train.precision if device.type == "cuda" else "fp32"
     number = views.clips * views.crops
-    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+    with autocast(video.device, precision_on(video.device, experiment)):
         logits = model(views.divide(video).flatten(0, 1))
     means = {}
     for head, values in logits.items():
         each = values.double().log_softmax(1).reshape(-1, number, values.shape[1])
         means[head] = each.logsumexp(1) - log(number) if number > 1 else each[:, 0]
     return means
+
+
+def precision_on(device: torch.device, experiment: Experiment) -> str:
+    """The precision that models are judged in: on a GPU that of their training, elsewhere fp32."""
+    return experiment.train.precision if device.type == "cuda" else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Computing in this precision."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def bound(log_probabilities: NDArray[np.float64]) -> NDArray[np.float32]:

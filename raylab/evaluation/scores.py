@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import nan, prod
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class Scores:
     Attributes:
         clips: how many were judged.
         left_out: how many were not: a clip store could not read them.
-        accuracy: `verb_top1`, `verb_top5`, …, `action_top1`, `action_top5`.
+        accuracy: `verb_top1`, `verb_top5`, …, `action_top1`, `action_top5`; no top-5 of fewer than five classes, and no
+            action where there is one head.
         unseen: `verb_top1`, …, of clips whose participant is not in the training set; None where that is not known.
         tail: `verb_top1`, …: of clips of a tail verb; of a tail noun; for the action, of either. None where unknown.
         class_mean: `verb`, …: the mean over all classes that occur of their top-1 accuracies.
@@ -58,8 +59,8 @@ def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
     """Judge predictions by the labels of a split.
 
     The score of an action is the product of the probabilities of its classes (EPIC: verb and noun), ranked over all
-    combinations. Classes that tie are ranked by index, the lowest first, so that a model that says the same of all
-    classes gains nothing from that.
+    combinations; one head alone makes no action. Classes that tie are ranked by index, the lowest first, so that a
+    model that says the same of all classes gains nothing from that.
 
     Args:
         predictions: of some or all clips of the split.
@@ -70,16 +71,24 @@ def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
     clips = [by_id[id] for id in predictions.ids]
     labels = {head: np.array([clip.labels[head] for clip in clips], np.int64) for head in dataset.heads}
     hits = {head: rank(values) == labels[head][:, None] for head, values in predictions.log_probabilities.items()}
-    hits[ACTION] = action_hits(predictions, labels)
+    counts = dict(dataset.heads)
+    if len(counts) > 1:
+        hits[ACTION] = action_hits(predictions, labels)
+        counts[ACTION] = prod(counts.values())
     unseen = np.array([clip.group in dataset.unseen for clip in clips], bool)
     tail = {head: np.isin(labels[head], list(rare)) for head, rare in dataset.tail.items()}
-    if tail:
+    if tail and ACTION in hits:
         tail[ACTION] = np.logical_or.reduce(list(tail.values()))
     classes = {head: _by_class(hits[head], labels[head], dataset.labels[head]) for head in dataset.heads}
     return Scores(
         clips=len(clips),
         left_out=len(by_id) - len(clips),
-        accuracy={f"{head}_top{k}": _mean(found[:, :k].any(1)) for head, found in hits.items() for k in (1, K)},
+        accuracy={
+            f"{head}_top{k}": _mean(found[:, :k].any(1))
+            for head, found in hits.items()
+            for k in (1, K)
+            if k <= counts[head]
+        },
         unseen={f"{head}_top1": _mean(hits[head][unseen, 0]) for head in hits} if dataset.unseen else None,
         tail={f"{head}_top1": _mean(hits[head][rare, 0]) for head, rare in tail.items()} if tail else None,
         class_mean={head: _mean(np.array([row["top1"] for row in rows])) for head, rows in classes.items()},

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raylab.config import ModelConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[ModelConfig, Mapping[str, int]], nn.Module]
 
-ZOO = ("raylab.models.epic",)
+ZOO = ("raylab.models.epic", "raylab.models.distillation")
 ENTRY_POINTS = "raylab.models"
 
 
@@ -45,6 +46,7 @@ class ModelEntry:
         task: the task it is made for.
         encoder: its own timm encoder, or None where the model has no exchangeable encoder.
         weights: without a timm encoder, the address of the published weights it starts from.
+        repository: the repository of transformers on the Hugging Face hub that it starts from.
         parts: setting → address of the published weights of another part, which is not trained.
         settings: the fields of `ModelConfig` it honours, besides `name`, `scale` and `encoder`.
         tiny: values for `model.scale=tiny`, in place of the model's own. What has no setting, the model scales itself.
@@ -60,6 +62,7 @@ class ModelEntry:
     task: str
     encoder: str | None
     weights: str | None
+    repository: str | None
     parts: Mapping[str, str]
     settings: frozenset[str]
     tiny: Mapping[str, Any]
@@ -107,6 +110,7 @@ def register(
     task: str,
     encoder: str | None = None,
     weights: str | None = None,
+    repository: str | None = None,
     parts: Mapping[str, str] | None = None,
     settings: Iterable[str] = (),
     tiny: Mapping[str, Any] | None = None,
@@ -133,6 +137,7 @@ def register(
             task=task,
             encoder=encoder,
             weights=weights,
+            repository=repository,
             parts=parts or {},
             settings=frozenset(settings),
             tiny=tiny or {},
@@ -167,14 +172,16 @@ def list_models(task: str | None = None) -> list[ModelEntry]:
     return [entry for entry in _MODELS.values() if task in (None, entry.task)]
 
 
-def build_model(config: ModelConfig, heads: Mapping[str, int], *, pretrained: bool = True) -> nn.Module:
+def build_model(
+    config: ModelConfig, heads: Mapping[str, int], *, pretrained: bool = True, checkpoint: Path | None = None
+) -> nn.Module:
     """The model an experiment names.
 
     Args:
         config: the model section of an experiment.
         heads: head name → number of classes.
-        pretrained: False when a checkpoint will fill every weight: nothing is fetched, whatever
-            `config.pretrained` says.
+        pretrained: False for random weights, whatever `config.pretrained` says.
+        checkpoint: the folder of a checkpoint that will fill every weight: nothing is fetched.
 
     Raises:
         RaylabError: the name or the encoder is unknown, a setting does not fit the model, or its weights cannot be had.
@@ -182,8 +189,10 @@ def build_model(config: ModelConfig, heads: Mapping[str, int], *, pretrained: bo
     entry = find_model(config.name)
     entry.check(config)
     complete = entry.complete(config)
-    if not pretrained:
+    if checkpoint or not pretrained:
         complete = complete.model_copy(update=dict.fromkeys(["pretrained", *entry.parts], False))
+    if checkpoint and entry.repository:  # it is a folder of transformers itself, and knows its structure
+        complete = complete.model_copy(update={"student": str(checkpoint)})
     return entry.build(complete, heads)
 
 
@@ -200,21 +209,14 @@ def count_parameters(config: ModelConfig, heads: Mapping[str, int]) -> Parameter
 
 
 def count_flops(config: ModelConfig, heads: Mapping[str, int], frames: int, size: int) -> int:
-    """Multiply-adds of one clip through `build_model(config, heads)`, found without computing anything.
-
-    As papers count them: matrix products and convolutions alone, a multiplication with its addition being one.
-
-    Args:
-        config: the model.
-        heads: head name → number of classes.
-        frames, size: of the clip, in frames and pixels.
-    """
+    """`multiply_adds` of `build_model(config, heads)`, found without allocating or fetching a weight."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        build_model(config, heads, pretrained=False).eval()(torch.empty(1, frames, 3, size, size))
-    return counter.get_total_flops() // 2
+    from raylab.models.flops import multiply_adds
+
+    with torch.device("meta"):
+        model = build_model(config, heads, pretrained=False).eval()
+    return multiply_adds(model, frames, size)
 
 
 @cache

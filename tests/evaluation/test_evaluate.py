@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from typer.testing import CliRunner
 
-from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.evaluate import judge
 from raylab.evaluation.challenge import Supervision, write_scores, write_submission
 from raylab.evaluation.predictions import FLOOR, Predictions, bound
 from raylab.results import find_checkpoint
-from raylab.storage import Folder
-from raylab.training.loop import Worker, train
-from raylab.training.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory, small_experiment) -> Path:
+def storage(tmp_path_factory, small_experiment, train_run) -> Path:
     """Results with two runs of one epoch, of 21 clips each split."""
     folder = tmp_path_factory.mktemp("results")
     for name, seed in (("first", 0), ("second", 1)):
-        experiment = small_experiment.override({"data.max_clips": 21, "train.epochs": 1, "seed": seed})
-        run = RunFolder(Folder.open(folder / name))
-        run.create(experiment)
-        train(experiment, load_dataset(experiment.data), run, Worker(torch.device("cpu")), lambda row: None)
+        train_run(folder / name, small_experiment.override({"data.max_clips": 21, "train.epochs": 1, "seed": seed}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def cli():
-    """Runs the command, which must end well; its output."""
-    import typer
-
-    from raylab.evaluate import evaluate
-
-    application = typer.Typer()
-    application.command()(evaluate)
-
-    def run(*words: object) -> str:
-        result = CliRunner().invoke(application, [str(word) for word in words], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
-
-    return run
 
 
 def test_figures_are_those_that_training_measured(storage: Path) -> None:
@@ -59,6 +35,19 @@ def test_figures_are_those_that_training_measured(storage: Path) -> None:
     for name in ("verb_top1", "verb_top5", "noun_top1", "noun_top5", "action_top1"):
         assert found.scores["val"].accuracy[name] == pytest.approx(measured[f"val/{name}"], abs=1e-7)
     assert found.scores["val"].clips == 21
+    assert found.gap() == ("while training", found.history["gap/action_top1"])
+    assert found.losses() == {
+        "total": measured["val/loss"],
+        "verb": measured["val/verb_loss"],
+        "noun": measured["val/noun_loss"],
+    }
+
+
+def test_a_checkpoint_amid_an_epoch_has_no_figures_of_the_epoch_before(storage: Path) -> None:
+    amid = replace(find_checkpoint("first", storage), metrics={})
+    found = judge(amid, {"data.max_clips": 5})
+    assert found.losses() == {}
+    assert math.isnan(found.gap()[1])
 
 
 def test_two_workers_find_what_one_does(storage: Path) -> None:
@@ -86,6 +75,9 @@ def test_models_are_compared_and_put_together(storage: Path, tmp_path: Path, cli
     assert judged[0]["checkpoint"] == find_checkpoint("first", storage).path
     assert sum(row["clips"] for row in judged[0]["splits"]["val"]["classes"]["verb"]) == 21
     assert "gap/action_top1, while training" in output
+    assert "loss/noun, while training" in output
+    assert judged[0]["losses"]["noun"] == find_checkpoint("first", storage).metrics["val/noun_loss"]
+    assert judged[0]["efficiency"] == []
 
 
 def test_both_splits_give_the_gap(storage: Path, tmp_path: Path, cli) -> None:

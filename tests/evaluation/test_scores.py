@@ -54,11 +54,9 @@ def test_by_hand() -> None:
     assert (found.clips, found.left_out) == (4, 0)
     assert found.accuracy == {
         "verb_top1": 0.75,  # all but the second
-        "verb_top5": 1.0,
         "noun_top1": 0.75,  # all but the third
-        "noun_top5": 1.0,
         "action_top1": 0.5,
-        "action_top5": 1.0,  # of six
+        "action_top5": 1.0,  # of six; three verbs and two nouns have no five best
     }
     assert found.unseen == {"verb_top1": 1.0, "noun_top1": 0.5, "action_top1": 0.5}
     # A tail verb in the third, a tail noun in the first: the action's tail is both.
@@ -66,6 +64,28 @@ def test_by_hand() -> None:
     assert found.class_mean == {"verb": pytest.approx((2 / 3 + 1) / 2), "noun": pytest.approx((1 + 2 / 3) / 2)}
     assert [row["class"] for row in found.classes["verb"]] == [0, 2]  # verb 1 does not occur
     assert found.classes["noun"][1] == {"class": 1, "name": "noun1", "clips": 3, "top1": pytest.approx(2 / 3)}
+
+
+def test_one_head_makes_no_action() -> None:
+    clips = [Clip(name, name, 0.0, math.inf, 1, 2, {"label": at}, name) for at, name in enumerate("abc")]
+    names = {"label": ["A", "B-1", "C", "D", "E"]}
+    truth = Dataset({"test": Annotations(ClipTable.of(clips))}, names, unseen=frozenset("c"), tail={"label": {1}})
+    values = np.log([[0.6, 0.1, 0.1, 0.1, 0.1], [0.4, 0.3, 0.1, 0.1, 0.1], [0.2, 0.2, 0.3, 0.2, 0.1]])
+    found = score(Predictions(["a", "b", "c"], {"label": values.astype(np.float32)}), truth, "test")
+    assert found.figures() == {
+        "label_top1": pytest.approx(2 / 3),  # all but the second
+        "label_top5": 1.0,
+        "unseen/label_top1": 1.0,
+        "tail/label_top1": 0.0,
+        "class_mean/label": pytest.approx(2 / 3),
+    }
+    assert found.classes == {
+        "label": [
+            {"class": 0, "name": "A", "clips": 1, "top1": 1.0},
+            {"class": 1, "name": "B-1", "clips": 1, "top1": 0.0},
+            {"class": 2, "name": "C", "clips": 1, "top1": 1.0},
+        ]
+    }
 
 
 def test_clips_that_could_not_be_read_are_counted_apart() -> None:
@@ -119,7 +139,8 @@ def test_as_scikit_learn_and_brute_force_over_all_pairs_say(seed: int, verbs: in
     }
     for head, values in (("verb", verb), ("noun", noun), ("action", pairs)):
         order = np.argsort(-values, axis=1)
-        for k in (1, 5):
+        assert (f"{head}_top5" in found.accuracy) == (values.shape[1] >= 5)
+        for k in (1, 5)[: 1 + (values.shape[1] >= 5)]:
             own = float(np.mean([label in row[:k] for label, row in zip(truth[head], order, strict=True)]))
             assert found.accuracy[f"{head}_top{k}"] == pytest.approx(own)
             if values.shape[1] > max(k, 2):

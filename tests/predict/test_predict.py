@@ -16,6 +16,9 @@ from raylab.errors import RaylabError
 from raylab.evaluate import judge
 from raylab.predict import Predictor, seconds
 from raylab.results import find_checkpoint
+from raylab.storage import Folder
+from raylab.training.loop import Worker, train
+from raylab.training.runfolder import RunFolder
 
 VIDEOS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "videos"
 
@@ -51,6 +54,20 @@ def test_an_action_is_a_verb_and_a_noun(predictor: Predictor, video: Path) -> No
     assert [guess.probability for guess in top["action"]] == sorted(
         (guess.probability for guess in top["action"]), reverse=True
     )
+
+
+def test_one_head_makes_no_action(tmp_path: Path, small_experiment, video: Path) -> None:
+    experiment = small_experiment.override(
+        {"data.dataset": "kitchen_labelled", "data.max_clips": 8, "train.epochs": 1, "train.monitor": "val/label_top1"}
+    )
+    found = RunFolder(Folder.open(tmp_path / "run"))
+    found.create(experiment)
+    train(experiment, load_dataset(experiment.data), found, Worker(torch.device("cpu")), lambda row: None)
+    checkpoint = find_checkpoint("run", tmp_path)
+    top = Predictor(checkpoint, "cpu", top=9).video(video).top
+    assert list(top) == ["label"]
+    assert sorted(guess.name for guess in top["label"]) == checkpoint.labels["label"]  # all eight
+    assert sum(guess.probability for guess in top["label"]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
