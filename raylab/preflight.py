@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from operator import attrgetter
 
-from raylab.config import Experiment
+from raylab.config import DistillConfig, Experiment
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.models.registry import find_model
@@ -78,7 +78,35 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         lines.append(
             f"frames: {len(dataset.sources)} videos, by {data.decoder}; `raylab prepare` makes training faster"
         )
+    for variant in variants:
+        lines += check_task(variant, {split: len(found.clips) for split, found in dataset.splits.items()})
     starts = {(v.model.name, v.model.scale, v.model.encoder, v.model.pretrained): v.model for v in variants}
     weights = dict.fromkeys(str(resolve_weights(model) or "random") for model in starts.values())
     lines.append(f"weights: {', '.join(weights)}")
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def check_task(experiment: Experiment, clips: Mapping[str, int]) -> list[str]:
+    """Check what one task has and others have not.
+
+    Args:
+        experiment: to be run.
+        clips: `train` and `val` → how many there are.
+
+    Returns:
+        What was found, a line each.
+
+    Raises:
+        RaylabError: a setting means nothing to the task, or a network it learns from cannot be had or does not fit.
+    """
+    if experiment.task != "distillation":
+        if experiment.distill != DistillConfig():
+            raise RaylabError(
+                f"distill: means nothing to the task {experiment.task}: set task=distillation, or remove it"
+            )
+        return []
+    if experiment.loss.weights:
+        raise RaylabError("loss.weights: there is one head: set distill.classification_weight in their place")
+    from raylab.models.frozen import check_sources
+
+    return check_sources(experiment, clips)

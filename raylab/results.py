@@ -102,8 +102,8 @@ class Checkpoint:
 
         from raylab.models.registry import build_model
 
-        model = build_model(self.experiment.model, self.heads, pretrained=False)
         with self.folder.as_local() as folder:
+            model = build_model(self.experiment.model, self.heads, checkpoint=folder)
             try:
                 model.load_state_dict(load_file(folder / "model.safetensors"))
             except (OSError, SafetensorError, RuntimeError) as error:

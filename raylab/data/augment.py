@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
 
+FORMAT = 1  # raise it when a change of the code changes what comes out: what is kept of outputs is told apart by it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -142,6 +143,11 @@ class ClipTransform:
     def for_model(cls, model: Any, config: DataConfig, train: bool, seed: int) -> ClipTransform:
         """The transform with the normalisation `model` was pretrained with (its `mean` and `std`)."""
         return cls(config, train, seed, model.mean, model.std)
+
+    def signature(self, id: str, epoch: int) -> str:
+        """Text that is the same for two clips of equal pixels if, and only if, they are transformed alike."""
+        drawn = f"{self.recipe} {self.hflip} {self.seed}/{epoch}/{id}" if self.recipe else ""
+        return f"{FORMAT} {self.size} {self.mean.tolist()} {self.scale.tolist()} {drawn}"
 
     def __call__(self, video: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
         """Transform one batch.

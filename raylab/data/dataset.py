@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from pathlib import Path
 from random import Random
 from threading import Thread
-from typing import Any, TypedDict, final
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, final
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ from raylab.data.store.manifest import PREPARE
 from raylab.data.store.reader import StoredFrames
 from raylab.errors import RaylabError
 
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+    from raylab.data.outputs import OutputCache
+
 
 class Sample(TypedDict):
     """One clip: `video` uint8 (T, 3, S, S), its id, and head → class index."""
@@ -37,11 +42,16 @@ class Sample(TypedDict):
 
 @final
 class Batch(TypedDict):
-    """B clips: `video` uint8 (B, T, 3, S, S), head → int64 (B,), and the ids in the same order."""
+    """B clips: `video` uint8 (B, T, 3, S, S), head → int64 (B,), and the ids in the same order.
+
+    With an `OutputCache` also its keys of the clips, and `outputs` of frozen networks, where it has those of all.
+    """
 
     video: Tensor
     labels: dict[str, Tensor]
     ids: list[str]
+    keys: NotRequired[list[str]]
+    outputs: NotRequired[dict[str, Tensor]]
 
 
 @final
@@ -53,6 +63,11 @@ class EncodedBatch(TypedDict):
     side: int
     labels: dict[str, Tensor]
     ids: list[str]
+    keys: NotRequired[list[str]]
+    outputs: NotRequired[dict[str, Tensor]]
+
+
+B = TypeVar("B", Batch, EncodedBatch)
 
 
 class ClipDataset(TorchDataset[Sample]):
@@ -70,6 +85,7 @@ class ClipDataset(TorchDataset[Sample]):
         train: with `config.sampling` segments, sample at random, by (seed, epoch, clip id) alone.
         seed: the experiment's seed.
         crops: squares of each frame, from one end of its longer side to the other; T is then crops · frames.
+        cache: what frozen networks say of the clips, to be read with them.
 
     Raises:
         RaylabError: a clip's video has no source, or its frames are to be decoded on the GPU but are in no store, or in
@@ -86,11 +102,12 @@ class ClipDataset(TorchDataset[Sample]):
         train: bool = False,
         seed: int = 0,
         crops: int = 1,
+        cache: OutputCache | None = None,
     ) -> None:
         self._clips = ClipTable.of(clips)
         self._config = config
         self._stored = stored
-        self._train, self._seed, self._crops = train, seed, crops
+        self._train, self._seed, self._crops, self._cache = train, seed, crops, cache
         self._frames = stored or RecordedFrames(self._clips, sources, config, crops)
         if config.jpeg == "gpu" and stored is None:
             raise RaylabError(
@@ -101,11 +118,19 @@ class ClipDataset(TorchDataset[Sample]):
 
     @classmethod
     def of(
-        cls, dataset: Dataset, split: str, config: DataConfig, *, train: bool = False, seed: int = 0, crops: int = 1
+        cls,
+        dataset: Dataset,
+        split: str,
+        config: DataConfig,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        crops: int = 1,
+        cache: OutputCache | None = None,
     ) -> ClipDataset:
         """One split of a data set. Its clip store, if it has one, was found for as many crops."""
         clips, stored = dataset.splits[split].clips, dataset.stored.get(split)
-        return cls(clips, dataset.sources, config, stored, train=train, seed=seed, crops=crops)
+        return cls(clips, dataset.sources, config, stored, train=train, seed=seed, crops=crops, cache=cache)
 
     def __len__(self) -> int:
         return len(self._frames.chosen)
@@ -140,7 +165,9 @@ class ClipDataset(TorchDataset[Sample]):
             return self._encoded(self._stored, numbers)
         video = _empty((len(numbers), *self.shape))
         clips = [self.decode(number, place) for number, place in zip(numbers, video, strict=True)]
-        return {"video": video.permute(0, 1, 4, 2, 3), **_described(clips)}
+        labels, ids = _described(clips)
+        batch: Batch = {"video": video.permute(0, 1, 4, 2, 3), "labels": labels, "ids": ids}
+        return self._with_outputs(batch, numbers, [[place.numpy().data] for place in video])
 
     def _encoded(self, stored: StoredFrames, numbers: Sequence[int]) -> EncodedBatch:
         samples = [self._sample(number) for number in numbers]
@@ -148,8 +175,20 @@ class ClipDataset(TorchDataset[Sample]):
         lengths = torch.tensor([[len(image) for image in clip] for clip in images])
         content = _empty((int(lengths.sum()),))
         content.numpy()[:] = np.frombuffer(b"".join(chain.from_iterable(images)), np.uint8)
-        described = _described([clip for _, clip, _ in samples])
-        return {"images": content, "lengths": lengths, "side": self._config.side, **described}
+        labels, ids = _described([clip for _, clip, _ in samples])
+        side = self._config.side
+        batch: EncodedBatch = {"images": content, "lengths": lengths, "side": side, "labels": labels, "ids": ids}
+        return self._with_outputs(batch, numbers, images)
+
+    def _with_outputs(self, batch: B, numbers: Sequence[int], pixels: Sequence[Iterable[Any]]) -> B:
+        """The batch, with what the cache has to say of it."""
+        if self._cache:
+            draws = [number // len(self) for number in numbers]
+            batch["keys"] = [self._cache.key(*clip) for clip in zip(batch["ids"], draws, pixels, strict=True)]
+            outputs = self._cache.read(batch["keys"], _empty)
+            if outputs is not None:
+                batch["outputs"] = outputs
+        return batch
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -206,22 +245,18 @@ class RecordedFrames:
         place.copy_(fit(frames, self._config.side, self._crops).permute(0, 2, 3, 1))
 
 
-class _Described(TypedDict):
-    labels: dict[str, Tensor]
-    ids: list[str]
-
-
-def _described(clips: Sequence[Clip]) -> _Described:
+def _described(clips: Sequence[Clip]) -> tuple[dict[str, Tensor], list[str]]:
+    """Labels, head → int64 (B,), and ids."""
     labels = {head: torch.tensor([clip.labels[head] for clip in clips]) for head in clips[0].labels}
-    return {"labels": labels, "ids": [clip.id for clip in clips]}
+    return labels, [clip.id for clip in clips]
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """An uint8 tensor to be filled: in a loader process in memory that the process it belongs to can map."""
+def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
+    """A tensor to be filled: in a loader process in memory that the process it belongs to can map."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(prod(shape) * dtype.itemsize)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -237,12 +272,21 @@ class TrainBatches(Sampler[list[int]]):
         rank: of this worker, from 0.
         world_size: number of workers.
         seed: the experiment's seed.
+        draw: epoch → the number of the random draw its clips are sampled with, which sample numbers tell.
 
     Raises:
         RaylabError: there are fewer clips than one global batch.
     """
 
-    def __init__(self, clips: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        draw: Callable[[int], int] = lambda epoch: epoch,
+    ) -> None:
         if clips < batch_size * world_size:
             raise RaylabError(
                 f"the training set has {clips} clips, less than the {batch_size * world_size} of one step "
@@ -253,6 +297,7 @@ class TrainBatches(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
+        self.draw = draw
         self.set_position(epoch=0)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
@@ -268,7 +313,7 @@ class TrainBatches(Sampler[list[int]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.clips)
         step = self.batch_size * self.world_size
         starts = range(self.batch * step, len(self) * step, step)
-        numbers = order + self.epoch * self.clips
+        numbers = order + self.draw(self.epoch) * self.clips
         return (numbers[start + self.rank : start + step : self.world_size].tolist() for start in starts)
 
 

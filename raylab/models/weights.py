@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,15 @@ from raylab.models.registry import find_model
 
 HUB = "hf-hub:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_CONFIG = ("config.json",)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONNECT_SECONDS = 5.0
+_WITHOUT = {
+    "model.student": "model.pretrained=false",
+    "distill.teacher": "distill.teacher=null",
+    "distill.assistant_model_path": "distill.assistant_feature_weight=0",
+}
+"""Setting that names a network → how to do without; others may be false."""
 
 
 def resolve_weights(config: ModelConfig) -> Path | None:
@@ -39,6 +50,9 @@ def resolve_weights(config: ModelConfig) -> Path | None:
     encoder = entry.complete(config).encoder
     if encoder:
         return fetch_encoder_weights(encoder, config.pretrained)
+    if entry.repository:
+        path = fetch_network(config, entry.repository)
+        return path if config.pretrained else None
     return fetch_published_weights(entry.weights, config.pretrained) if entry.weights else None
 
 
@@ -65,7 +79,7 @@ def fetch_encoder_weights(encoder: str, pretrained: bool | str) -> Path | None:
             f"model.pretrained = true: timm publishes no weights for {encoder}; set model.pretrained=false, or the "
             "path of a weight file"
         )
-    return _from_hub(repo, f"ImageNet weights for {encoder}")
+    return _from_hub(repo, f"ImageNet weights for {encoder}", "model.pretrained")
 
 
 def fetch_published_weights(address: str, pretrained: bool | str, setting: str = "model.pretrained") -> Path | None:
@@ -95,6 +109,59 @@ def fetch_published_weights(address: str, pretrained: bool | str, setting: str =
         what = f"the published weights, {address},"
         raise _unreachable(what, str(path.parent), "the internet", error, setting) from None
     return path
+
+
+def fetch_network(config: ModelConfig, repository: str) -> Path | None:
+    """Where a student of transformers, or its structure alone, is to be read from; None where it has its own, random.
+
+    Args:
+        config: `student`, `pretrained` and `scale` are used.
+        repository: what it starts from unless `student` says otherwise.
+
+    Raises:
+        RaylabError: as for `find_network`; or there are no weights of that scale.
+    """
+    if isinstance(config.pretrained, str):
+        raise RaylabError(
+            f"model.pretrained = {config.pretrained}: {config.name} takes its weights from model.student: "
+            f"set model.student={config.pretrained.removeprefix(HUB)} and model.pretrained=true"
+        )
+    if config.student:
+        return find_network(config.student, "model.student", weights=config.pretrained)
+    if not config.pretrained:
+        return None
+    if config.scale != "full":
+        raise RaylabError(f"model.scale = {config.scale}: no weights are published: set model.pretrained=false")
+    return find_network(repository, "model.student")
+
+
+def find_network(name: str, setting: str, weights: bool = True) -> Path:
+    """Where a VideoMAE lies: a folder of transformers, or a checkpoint of the original code.
+
+    Args:
+        name: a folder, a file, or OWNER/NAME on the Hugging Face hub, from its cache or downloaded.
+        setting: where that was said, for messages.
+        weights: False if its structure will do.
+
+    Raises:
+        RaylabError: there is no such thing, or it is not in the cache and the hub does not answer.
+    """
+    path = Path(name)
+    if path.is_file() or (path / "config.json").is_file():
+        return path.absolute()
+    if path.is_dir() or not _REPOSITORY.fullmatch(name):
+        what = "has no config.json" if path.is_dir() else "no such folder or file"
+        raise RaylabError(
+            f"{setting} = {name}: {what}: name a folder that transformers' save_pretrained wrote, a checkpoint of the "
+            "original code, or OWNER/NAME on the Hugging Face hub"
+        )
+    found = _from_hub(name, f"the files of the network that {setting} names", setting, _FILES if weights else _CONFIG)
+    commit = found.parent.name
+    for file in (*_CONFIG, "preprocessor_config.json"):
+        if try_to_load_from_cache(name, file, revision=commit) is None:  # neither there nor known to be lacking
+            with suppress(Exception):  # without the first, reading says so; the second may be lacking
+                _download(name, file, commit)
+    return found.parent
 
 
 def encoder_config(encoder: str) -> dict[str, Any]:
@@ -141,41 +208,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _named(pretrained: str, setting: str = "model.pretrained") -> Path:
     """The file that a user named."""
     if pretrained.startswith(HUB):
-        return _from_hub(pretrained.removeprefix(HUB), "the weights that model.pretrained names")
+        return _from_hub(pretrained.removeprefix(HUB), f"the weights that {setting} names", setting)
     path = Path(pretrained)
     if not path.is_file():
         raise RaylabError(f"{setting} = {pretrained}: no such file; set a weight file, {HUB}OWNER/NAME, true or false")
     return path
 
 
-def _from_hub(repo: str, what: str) -> Path:
-    for file in _FILES:
+def _from_hub(repo: str, what: str, setting: str, files: Sequence[str] = _FILES) -> Path:
+    """The first of these files that a repository has."""
+    for file in files:
         cached = try_to_load_from_cache(repo, file)
         if isinstance(cached, str):
             return Path(cached)
     try:
-        return _download(repo)
+        for file in files:
+            with suppress(EntryNotFoundError):
+                return _download(repo, file)
+        raise FileNotFoundError(f"{repo} holds none of {', '.join(files)}")
     except Exception as error:  # the hub's HTTP library, and so its errors, differ from version to version
-        raise _unreachable(f"{what} ({repo})", constants.HF_HUB_CACHE, "the Hugging Face hub", error) from None
+        where = constants.HF_HUB_CACHE
+        raise _unreachable(f"{what} ({repo})", where, "the Hugging Face hub", error, setting) from None
 
 
-def _unreachable(what: str, cache: str, place: str, error: Exception, setting: str = "model.pretrained") -> RaylabError:
+def _unreachable(what: str, cache: str, place: str, error: Exception, setting: str) -> RaylabError:
+    path = "folder" if setting in _WITHOUT else "weights.safetensors"
     return RaylabError(
         f"{what} are not in the cache {cache}, and cannot be fetched from {place} "
         f"({type(error).__name__}: {error}). Do one of:\n"
         "  run once with --dry-run on a machine with internet that shares this cache, such as the login node: "
         "python -m raylab.train … --dry-run\n"
-        f"  {setting}=/path/to/weights.safetensors\n"
-        f"  {setting}=false"
+        f"  {setting}=/path/to/{path}\n"
+        f"  {_WITHOUT.get(setting, f'{setting}=false')}"
     )
 
 
-def _download(repo: str) -> Path:
-    for file in _FILES:
-        try:
-            # A download would retry for minutes; this asks once and gives up.
-            get_hf_file_metadata(hf_hub_url(repo, file), timeout=_CONNECT_SECONDS)
-        except EntryNotFoundError:
-            continue
-        return Path(hf_hub_download(repo, file))
-    raise FileNotFoundError(f"{repo} holds none of {', '.join(_FILES)}")
+def _download(repo: str, file: str, revision: str | None = None) -> Path:
+    # A download would retry for minutes; this asks once and gives up.
+    get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=_CONNECT_SECONDS)
+    return Path(hf_hub_download(repo, file, revision=revision))

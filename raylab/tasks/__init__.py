@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from raylab.config import Experiment
-from raylab.models.registry import build_model
-from raylab.tasks.action import ActionTask
 from raylab.tasks.base import Task, TaskOutput
 
-__all__ = ["TASKS", "ActionTask", "Task", "TaskOutput", "build_task"]
+__all__ = ["TASKS", "Task", "TaskOutput", "build_task"]
 
-TASKS: dict[str, Callable[[Experiment, Mapping[str, int], bool], Task]] = {
-    "action": lambda experiment, heads, pretrained: ActionTask(
-        build_model(experiment.model, heads, pretrained=pretrained), heads, experiment.loss
-    ),
+Labels = Mapping[str, Sequence[str]]
+
+
+def _action(experiment: Experiment, labels: Labels, checkpoint: Path | None) -> Task:
+    from raylab.models.registry import build_model
+    from raylab.tasks.action import ActionTask
+
+    heads = {head: len(names) for head, names in labels.items()}
+    return ActionTask(build_model(experiment.model, heads, checkpoint=checkpoint), heads, experiment.loss)
+
+
+def _distillation(experiment: Experiment, labels: Labels, checkpoint: Path | None) -> Task:
+    from raylab.tasks.distillation import DistillationTask
+
+    return DistillationTask(experiment, labels, checkpoint)
+
+
+TASKS: dict[str, Callable[[Experiment, Labels, Path | None], Task]] = {
+    "action": _action,
+    "distillation": _distillation,
 }
 
 
-def build_task(experiment: Experiment, heads: Mapping[str, int], pretrained: bool = True) -> Task:
+def build_task(experiment: Experiment, labels: Labels, checkpoint: Path | None = None) -> Task:
     """The task an experiment names.
 
     Args:
         experiment: names the task, the model and the loss.
-        heads: head name → number of classes.
-        pretrained: whether to load the encoder's weights; False where a checkpoint follows.
+        labels: head name → names of its classes.
+        checkpoint: the folder of a checkpoint whose weights will fill the model; without one it starts as
+            `model.pretrained` says.
     """
-    return TASKS[experiment.task](experiment, heads, pretrained)
+    return TASKS[experiment.task](experiment, labels, checkpoint)

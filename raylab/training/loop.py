@@ -22,7 +22,7 @@ from raylab.data.clips import Dataset
 from raylab.data.dataset import Batch, ClipDataset, EncodedBatch, EvalBatches, TrainBatches, make_loader
 from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
-from raylab.tasks import build_task
+from raylab.tasks import Task, build_task
 from raylab.tasks.base import DTYPES
 from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.prefetch import Prefetch
@@ -83,24 +83,53 @@ class Trainer:
             run.clean()
         torch.manual_seed(experiment.seed)  # the same initial weights on every rank
         self.experiment, self.run, self.worker = experiment, run, worker
-        data, accumulate = experiment.data, experiment.train.accumulate
         latest = run.latest()
+        with latest.folder.as_local() if latest else nullcontext() as saved:
+            task = build_task(experiment, dataset.labels, saved).to(worker.device)
+            self._load_data(task, dataset)
+            self.state = self._fresh_state(task, dataset)
+            if saved:
+                try:
+                    self.state.read(saved, worker.rank)
+                except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+                    raise RaylabError(
+                        f"{latest and latest.folder}: the checkpoint is damaged ({error}): delete it to go on from an "
+                        "earlier one"
+                    ) from error
+        if worker.world_size > 1:
+            task.distribute()
+        self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
+        self.saved_at = time.monotonic()
 
-        task = build_task(experiment, dataset.heads, pretrained=latest is None).to(worker.device)
+    def _load_data(self, task: Task, dataset: Dataset) -> None:
+        """Loaders of both splits, and what happens to their batches on the way to the model."""
+        data, seed, worker = self.experiment.data, self.experiment.seed, self.worker
+        self.train_transform = ClipTransform.for_model(task.model, data, train=True, seed=seed)
+        self.val_transform = ClipTransform.for_model(task.model, data, train=False, seed=seed)
+        remembered = task.remember(self.train_transform) if data.repeats else None
+        train = ClipDataset.of(dataset, "train", data, train=True, seed=seed, cache=remembered)
+        val = ClipDataset.of(dataset, "val", data, seed=seed, cache=task.remember(self.val_transform))
+        stage(dataset.stored)
+        self.batches = TrainBatches(len(train), data.batch_size, worker.rank, worker.world_size, seed, data.draw)
+        self.steps_per_epoch = -(-len(self.batches) // self.experiment.train.accumulate)
+        val_batches = EvalBatches(len(val), data.batch_size, worker.rank, worker.world_size)
+        pin = worker.device.type == "cuda"
+        self.train_loader = make_loader(train, self.batches, data, pin)
+        self.val_loader = make_loader(val, val_batches, data, pin)
+        self.prefetch = Prefetch(worker.device)
+
+    def _fresh_state(self, task: Task, dataset: Dataset) -> TrainState:
+        """The state before the first step.
+
+        Raises:
+            RaylabError: the task has no metric of the name that decides.
+        """
+        experiment, device = self.experiment, self.worker.device
         valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
         if experiment.monitor not in valid:
             raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
-        clips = {
-            split: ClipDataset.of(dataset, split, data, train=split == "train", seed=experiment.seed)
-            for split in ("train", "val")
-        }
-        stage(dataset.stored)
-        self.batches = TrainBatches(
-            len(clips["train"]), data.batch_size, worker.rank, worker.world_size, experiment.seed
-        )
-        self.steps_per_epoch = -(-len(self.batches) // accumulate)
-        optimizer = build_optimizer(task.model.parameters(), experiment.optim)
-        self.state = TrainState(
+        optimizer = build_optimizer(task.trained.parameters(), experiment.optim)
+        return TrainState(
             experiment=experiment,
             labels=dataset.labels,
             task=task,
@@ -108,31 +137,11 @@ class Trainer:
             schedule=Schedule(
                 optimizer, experiment.optim, experiment.train.epochs, self.steps_per_epoch, experiment.train.mode
             ),
-            scaler=GradScaler(worker.device.type, enabled=experiment.train.precision == "fp16"),
-            metric=task.metrics().to(worker.device),
-            loss=LossMean(["loss", *task.loss_names]).to(worker.device),
+            scaler=GradScaler(device.type, enabled=experiment.train.precision == "fp16"),
+            metric=task.metrics().to(device),
+            loss=LossMean(["loss", *task.loss_names]).to(device),
             progress=Progress(),
         )
-        if latest:
-            with latest.folder.as_local() as folder:
-                try:
-                    self.state.read(folder, worker.rank)
-                except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-                    raise RaylabError(
-                        f"{latest.folder}: the checkpoint is damaged ({error}): delete it to go on from an earlier one"
-                    ) from error
-        if worker.world_size > 1:
-            task.distribute()
-
-        pin = worker.device.type == "cuda"
-        self.train_loader = make_loader(clips["train"], self.batches, data, pin)
-        val_batches = EvalBatches(len(clips["val"]), data.batch_size, worker.rank, worker.world_size)
-        self.val_loader = make_loader(clips["val"], val_batches, data, pin)
-        self.prefetch = Prefetch(worker.device)
-        self.train_transform = ClipTransform.for_model(task.model, data, train=True, seed=experiment.seed)
-        self.val_transform = ClipTransform.for_model(task.model, data, train=False, seed=experiment.seed)
-        self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
-        self.saved_at = time.monotonic()
 
     @property
     def done(self) -> bool:
@@ -148,7 +157,8 @@ class Trainer:
         state.task.train()
         self.clock = StepClock()
         self.batches.set_position(progress.epoch, progress.batch)
-        for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, progress.epoch):
+        draw = self.experiment.data.draw(progress.epoch)
+        for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, draw):
             last = progress.batch + 1 == len(self.batches)
             steps = (progress.batch + 1) % config.accumulate == 0 or last
             self.backward(batch, sync=steps)

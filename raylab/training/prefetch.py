@@ -37,8 +37,8 @@ class Prefetch:
             epoch: whose draw of augmentations to use.
 
         Yields:
-            `video` float32 (B, T, 3, size, size) and `labels` on the device, the rest as it came. On a GPU they may be
-            used on the stream that is current when they are taken.
+            `video` float32 (B, T, 3, size, size), `labels` and `outputs` on the device, the rest as it came. On a GPU
+            they may be used on the stream that is current when they are taken.
         """
         if self.stream is None:
             for batch in batches:
@@ -68,12 +68,18 @@ class Prefetch:
             squares = decode_on(self.device, images, batch["side"])
             video = squares.view(*lengths.shape, *squares.shape[1:])
         labels = {head: value.to(self.device, non_blocking=True) for head, value in batch["labels"].items()}
-        return {"video": transform(video, batch["ids"], epoch), "labels": labels, "ids": batch["ids"]}
+        prepared: Batch = {"video": transform(video, batch["ids"], epoch), "labels": labels, "ids": batch["ids"]}
+        if "keys" in batch:
+            prepared["keys"] = batch["keys"]
+        if "outputs" in batch:
+            outputs = batch["outputs"]
+            prepared["outputs"] = {name: value.to(self.device, non_blocking=True) for name, value in outputs.items()}
+        return prepared
 
     def _hand_over(self, batch: Batch, ready: torch.cuda.Event) -> Batch:
         """From this stream to the current one, which waits until it is `ready`."""
         model = torch.cuda.current_stream(self.device)
         model.wait_event(ready)
-        for tensor in (batch["video"], *batch["labels"].values()):
+        for tensor in (batch["video"], *batch["labels"].values(), *batch.get("outputs", {}).values()):
             tensor.record_stream(model)  # or its memory would be given to a later batch while the model reads it
         return batch

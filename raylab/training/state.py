@@ -6,6 +6,8 @@ A checkpoint is a folder:
 |---|---|
 | `experiment.json`, `labels.json` | what was trained: rebuilds the model, its transforms and its label maps |
 | `model.safetensors` | the weights of the trained model |
+| `auxiliary.safetensors` | weights that served its training alone, where there are any |
+| `config.json`, `preprocessor_config.json` | of a model of transformers: makes the folder one that it opens |
 | `training.json`, `training.safetensors` | optimiser, schedule, gradient scaler, running metrics, position, history |
 | `checkpoint.json` | epoch, step and metrics; written last, so a folder that has it is complete |
 
@@ -26,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -73,12 +75,20 @@ class TrainState:
     loss: LossMean
     progress: Progress
 
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """The name of a file → whose weights it has."""
+        found = {"model": self.task.model, "auxiliary": self.task.auxiliary}
+        return {name: module for name, module in found.items() if module is not None}
+
     def write(self, folder: Path) -> None:
         """Write all files but the seal. Called on rank 0, inside `collected`."""
         (folder / "experiment.json").write_text(json.dumps(self.experiment.to_dict(), indent=1))
         (folder / "labels.json").write_text(json.dumps(self.labels))
-        weights = {name: tensor.contiguous() for name, tensor in self.task.model.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        for name, module in self._modules.items():
+            weights = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+            save_file(weights, folder / f"{name}.safetensors", metadata={"format": "pt"})  # transformers asks for it
+        self.task.export(folder)
         parts = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -95,7 +105,8 @@ class TrainState:
         Running metrics were summed over all workers when they were written, so rank 0 takes the sums
         and the others begin at zero: a run may go on with another number of workers.
         """
-        self.task.model.load_state_dict(load_file(folder / "model.safetensors"))
+        for name, module in self._modules.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         parts = load_tree(folder / "training")
         self.optimizer.load_state_dict(parts["optimizer"])
         self.schedule.load_state_dict(parts["schedule"])
