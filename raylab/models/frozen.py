@@ -19,7 +19,7 @@ from raylab.errors import RaylabError
 from raylab.models.amd import fetch_assistant
 from raylab.models.distillation import structure
 from raylab.models.registry import build_model
-from raylab.models.taps import Taps
+from raylab.models.taps import QUERIES, Taps
 from raylab.models.videomae import VideoMAE, load_network, network, read_config
 from raylab.models.weights import find_network
 
@@ -92,7 +92,7 @@ class FrozenNetwork(nn.Module):
             mean, std: that it was normalised with; where the network knows others, it is normalised anew.
 
         Returns:
-            For each of `parts`: hidden states (B, N, D), attention (B, N, N), logits (B, classes) in its own order.
+            For each of `parts`: hidden states (B, N, D), attention (B, Q, N), logits (B, classes) in its own order.
         """
         if (mean, std) != (self.model.mean, self.model.std):
             theirs, ours = (
@@ -113,7 +113,7 @@ class FrozenNetwork(nn.Module):
         digest = hashlib.blake2b(digest_size=16)
         config = self.model.config
         norm = self.model.fc_norm.eps if self.model.fc_norm is not None else None
-        about = [*(getattr(config, name) for name in _STRUCTURAL), norm, self.model.mean, self.model.std]
+        about = [*(getattr(config, name) for name in _STRUCTURAL), norm, self.model.mean, self.model.std, QUERIES]
         digest.update(json.dumps(about).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -230,7 +230,7 @@ def check_sources(experiment: Experiment, clips: Mapping[str, int]) -> list[str]
                 f"student have {config.num_hidden_layers} and {student.num_hidden_layers}: name layers that both have"
             )
         count = -(-data.frames // config.tubelet_size) * (data.size // side) ** 2
-        maps = count if distill.attention_distillation_weight else 0
+        maps = min(count, QUERIES) if distill.attention_distillation_weight else 0
         stored += 2 * (training + clips["val"]) * len(distill.layers) * count * (config.hidden_size + maps)
         lines.append(f"{name}: {path or 'random weights'}")
     if lines and distill.cache is not False:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import VideoMAEConfig
+from transformers import AttentionInterface, VideoMAEConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from raylab.errors import RaylabError
 from raylab.models.videomae import VideoMAE
 
 
+QUERIES = 256
+"""Of a clip with more tokens, the attention of so many is recorded, evenly spaced."""
+_IMPLEMENTATION = "raylab_taps"
+
+
 class Taps:
     """Records what chosen layers of a network say as a clip passes through.
 
-    Attention maps need the whole matrix of every head, which the fast kernels never make: only the layers whose maps
-    are wanted are computed without them.
+    The fast attention kernels never make the maps. Layers go through them all the same; where maps are wanted, they are
+    made besides, of `QUERIES` tokens: all of them would cost a quarter of the whole network, and gigabytes to keep.
 
     Args:
         model: the network.
@@ -40,9 +47,9 @@ class Taps:
             layer.register_forward_hook(self._recorder(self.hidden, number, lambda output: output))
             if attention:
                 own = VideoMAEConfig.from_dict(layer.attention.attention.config.to_dict())
-                own._attn_implementation = "eager"
+                own._attn_implementation = _IMPLEMENTATION
                 layer.attention.attention.config = own
-                hook = self._recorder(self.attention, number, lambda output: output[1].mean(1))
+                hook = self._recorder(self.attention, number, lambda output: output[1])
                 layer.attention.attention.register_forward_hook(hook)
 
     @staticmethod
@@ -53,8 +60,27 @@ class Taps:
         return hook
 
     def take(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Layer → hidden states (B, N, D), and layer → attention (B, N, N), the mean over heads, of the last clips."""
+        """What was recorded of the last clips.
+
+        Returns:
+            Layer → hidden states (B, N, D), and layer → attention (B, Q, N): of Q = min(N, `QUERIES`) tokens to all, the
+            mean over heads.
+        """
         taken = dict(self.hidden), dict(self.attention)
         self.hidden.clear()
         self.attention.clear()
         return taken
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, scaling: float, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention by the fast kernel, and the maps of some queries; float (B, heads, N, width) each."""
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **settings)
+    tokens = query.shape[2]
+    if tokens > QUERIES:
+        query = query[:, :, torch.arange(QUERIES, device=query.device) * tokens // QUERIES]
+    return output, (query @ key.mT * scaling).softmax(-1).mean(1)
+
+
+AttentionInterface.register(_IMPLEMENTATION, _attend)

@@ -28,6 +28,8 @@ _NEW = ("classifier.", "fc_norm.")
 """What weights may lack: the classifier, and the norm before it, which pre-training does not have."""
 _LEFT = ("decoder.", "encoder_to_decoder.", "mask_token", "videomae.layernorm.")
 """What weights may have besides: the decoder of pre-training, and the norm before it."""
+_AUTHORS = "models--MCG-NJU--"
+"""Where the hub's cache has the authors' own networks, of which it is known what they were trained with."""
 
 
 class VideoMAE(VideoMAEForVideoClassification):  # type: ignore[misc]
@@ -240,6 +242,10 @@ def _folder_config(path: Path) -> VideoMAEConfig:
         raise RaylabError(f"{file}: {' '.join(str(error).split())}") from None
     heads = HEADS.get(config.hidden_size)
     if heads and config.num_attention_heads != heads:
+        if any(part.startswith(_AUTHORS) for part in path.parts):
+            _notice(path, f"num_attention_heads = {config.num_attention_heads} taken as {heads}, as in the original code")
+            config.num_attention_heads = heads
+            return config
         raise RaylabError(
             f"{file}: num_attention_heads = {config.num_attention_heads}: VideoMAE of width "
             f"{config.hidden_size} is trained with {heads}, and its weights mean nothing in another number: correct it"

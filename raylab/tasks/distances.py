@@ -1,6 +1,6 @@
 """The terms of tri-model distillation: how far a student is from whom it learns from.
 
-Layers are keys of every mapping; hidden states are float (B, N, D), attention maps float (B, N, N) with rows that sum
+Layers are keys of every mapping; hidden states are float (B, N, D), attention maps float (B, Q, N) with rows that sum
 to 1. Every term is a mean over the batch, and over the layers.
 """
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Layers = Mapping[int, Tensor]
+
+TOKENS = 2048
+"""Of a batch with more tokens, so many are compared by `similarity`."""
 
 
 def feature_distance(student: Layers, source: Layers) -> Tensor:
@@ -62,13 +65,17 @@ def logit_distance(student: Tensor, source: Tensor, temperature: float) -> Tenso
 def similarity(one: Tensor, other: Tensor) -> Tensor:
     """Linear CKA of two representations of the same tokens, 0 to 1 (Kornblith et al., arXiv:1905.00414).
 
-    1 where they are equal up to rotation and scale, 0 where no direction of one varies with any of the other.
+    1 where they are equal up to rotation and scale, 0 where no direction of one varies with any of the other. Of more
+    than `TOKENS` tokens so many are compared, evenly spaced.
 
     Args:
         one, other: float (B, N, D), with the same B and N, any D.
     """
     with torch.autocast(one.device.type, enabled=False):  # products of many tokens would overflow float16
-        x, y = (value.float().flatten(0, 1) for value in (one, other))
+        tokens = one.shape[0] * one.shape[1]
+        compared = min(tokens, TOKENS)
+        at = torch.arange(compared, device=one.device) * tokens // compared  # a whole stride might keep to one column
+        x, y = (value.flatten(0, 1)[at].float() for value in (one, other))
         x, y = x - x.mean(0), y - y.mean(0)
         shared = (x.mT @ y).square().sum()
         own = (x.mT @ x).norm() * (y.mT @ y).norm()

@@ -235,7 +235,7 @@ class Reader(nn.Module):
                 self.projections[name] = nn.ModuleDict({str(n): nn.Linear(width, source.width) for n in self.layers})
 
     def forward(self, video: Tensor) -> dict[str, Any]:
-        """`logits` (B, classes); `read`: source → layer → (B, N, its width); `attention`: layer → (B, N, N)."""
+        """`logits` (B, classes); `read`: source → layer → (B, N, its width); `attention`: layer → (B, Q, N)."""
         logits = self.student(video)[self.student.head]
         hidden, attention = self.taps.take()
         read: dict[str, Layers] = {name: {} for name in self.names if self.hidden}
