@@ -22,7 +22,7 @@ demo: .venv/ready
 	$(PY) -m raylab.tune epic_phase2 --demo
 
 test: .venv/ready
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/ready
 	$(PY) -m pytest -m slow
@@ -37,7 +37,8 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 bench: .venv/ready
-	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order; do \
+	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order \
+		distillation_gain distillation_cache; do \
 		$(PY) benchmarks/$$benchmark.py || exit; \
 	done
 

@@ -3,9 +3,9 @@
     python benchmarks/distillation_cache.py
     python benchmarks/distillation_cache.py --model videomae_base --clips 4 --repeats 2
 
-The student trains alone and distilled, epoch by epoch in turn, on the same clips, at full size, with random weights; the
-published weights of all terms, so hidden states and attention maps of three layers, and the asymmetric term. CPU time of
-one thread.
+The student trains alone and distilled, epoch by epoch in turn, on the same clips, at full size, all networks with
+random weights. All terms have their published weights: hidden states and attention maps of three layers, and the
+asymmetric term. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def main() -> None:
     console = Console(width=120)
     console.print(shown)
     console.print(
-        f"{options.model}, {options.frames} × {options.size}², batch {options.batch}; {kept / options.clips / 1e6:.1f} MB "
-        "kept a clip.",
+        f"{options.model}, {options.frames} × {options.size}², batch {options.batch}; "
+        f"{kept / options.clips / 1e6:.1f} MB kept a clip.",
         highlight=False,
     )
 

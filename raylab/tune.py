@@ -150,11 +150,11 @@ def introduction(space: SearchSpace, folder: SweepFolder) -> str:
     if space.taken:
         taken = ", ".join(f"{path} {value}" for path, value in space.taken.items())
         lines.insert(1, f"{next(iter(space.documented))}: {taken}")
-    if data.dataset == "kitchen":
+    if data.dataset.startswith("kitchen"):
         lines.insert(
             1,
             f"Demo: the built-in synthetic data set ({data.kitchen}) and tiny models without pretrained weights. "
-            "Its figures say nothing about EPIC-KITCHENS.",
+            "Its figures say nothing about real videos.",
         )
     return "\n".join(lines)
 

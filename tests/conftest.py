@@ -1,19 +1,67 @@
 import os
+import sys
 
 import pytest
 import torch
 
+ON_RAY = (  # share one cluster: to start one takes seconds
+    "tests/cluster/",
+    "tests/evaluation/test_evaluate.py",
+    "tests/prepare/test_fidelity.py",
+    "tests/prepare/test_killed.py",
+    "tests/prepare/test_prepare.py",
+    "tests/sweeps/test_sweep.py",
+    "tests/training/test_distributed.py",
+    "tests/training/test_every_model.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(ON_RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Processes take whole files, for their fixtures' sake, and one takes all that need Ray: the longest, so first."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneCluster(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "ray" if nodeid.startswith(ON_RAY) else super()._split_scope(nodeid)
+
+    return OneCluster(config, log)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_and_cluster(tmp_path_factory):
-    """Renderings go to a folder of this session; Ray never joins a cluster that happens to run here."""
-    previous = {name: os.environ.get(name) for name in ("RAYLAB_CACHE", "RAY_ADDRESS")}
-    os.environ["RAYLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["RAY_ADDRESS"] = "local"
+    """Renderings go to a folder of this session; Ray joins no cluster that happens to run here, and sees two CPUs.
+
+    Each CPU is a process that imports PyTorch: more than two are only slower to come up.
+    """
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    ours = {
+        "RAYLAB_CACHE": str(session / "cache"),
+        "RAY_ADDRESS": "local",
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}',
+    }
     torch.set_num_threads(1)  # models this small only lose time to more
-    yield
-    for name, value in previous.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in ours.items():
+            environment.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cluster(request):
+    """Other files begin without Ray: loader processes are forked, and its threads are not."""
+    if request.node.nodeid.startswith(ON_RAY):
+        from raylab.cluster.connect import connect
+
+        connect()
+    elif ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +88,22 @@ def small_experiment():
             "train.epochs": 2,
             "train.precision": "fp32",
             "train.log_steps": 1,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def small_student(small_experiment):
+    """A student of two random networks that trains in seconds: 16 clips, each a video of its own."""
+    from raylab.config import Experiment
+
+    sections = small_experiment.to_dict()
+    return Experiment.parse(
+        {
+            "task": "distillation",
+            "model": {"name": "videomae_small", "scale": "tiny", "pretrained": False, "dropout": 0.0},
+            "data": {**sections["data"], "dataset": "kitchen_labelled", "max_clips": 16},
+            "distill": {"pretrained": False, "cache": False},
+            "train": {**sections["train"], "epochs": 1},
         }
     )

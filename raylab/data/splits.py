@@ -15,7 +15,7 @@ SEED = 0  # of the order in which groups are dealt: one division, whatever the e
 
 
 def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
-    """All labelled clips, divided into `train` and `val` by group (EPIC: by participant).
+    """All labelled clips, divided into `train` and `val` by group (EPIC: participants; a labelled folder: videos).
 
     The groups are shuffled once and dealt to `folds` parts, as scikit-learn's `GroupKFold` does; part `fold` is `val`.
     Over all folds each clip is in `val` once. Where `data.max_clips` has thinned out the published files, what is left
@@ -30,13 +30,13 @@ def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
     groups = clips["group"].to_pylist()
     if len(set(groups)) < folds:
         raise RaylabError(
-            f"data.folds = {folds}: there are only {len(set(groups))} participants with clips: "
+            f"data.folds = {folds}: there are only {len(set(groups))} groups of clips (participants, or else videos): "
             "set data.folds to that or less, or raise data.max_clips where it is set"
         )
     counts = pc.value_counts(clips["id"])
     twice = [count["values"].as_py() for count in counts if count["counts"].as_py() > 1]
     if twice:
-        raise RaylabError(f"narration_id {twice[0]!r} stands in both annotation files: remove it from one of them")
+        raise RaylabError(f"clip id {twice[0]!r} stands in both train and val: remove it from one of these files")
     from sklearn.model_selection import GroupKFold  # imported only where it is used: it takes a second
 
     parts = GroupKFold(folds, shuffle=True, random_state=SEED).split(groups, groups=groups)

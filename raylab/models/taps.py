@@ -13,7 +13,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from raylab.errors import RaylabError
 from raylab.models.videomae import VideoMAE
 
-
 QUERIES = 256
 """Of a clip with more tokens, the attention of so many is recorded, evenly spaced."""
 _IMPLEMENTATION = "raylab_taps"
@@ -63,8 +62,8 @@ class Taps:
         """What was recorded of the last clips.
 
         Returns:
-            Layer → hidden states (B, N, D), and layer → attention (B, Q, N): of Q = min(N, `QUERIES`) tokens to all, the
-            mean over heads.
+            Layer → hidden states (B, N, D), and layer → attention (B, Q, N): of Q = min(N, `QUERIES`) tokens to all,
+            the mean over heads.
         """
         taken = dict(self.hidden), dict(self.attention)
         self.hidden.clear()

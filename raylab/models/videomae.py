@@ -243,7 +243,9 @@ def _folder_config(path: Path) -> VideoMAEConfig:
     heads = HEADS.get(config.hidden_size)
     if heads and config.num_attention_heads != heads:
         if any(part.startswith(_AUTHORS) for part in path.parts):
-            _notice(path, f"num_attention_heads = {config.num_attention_heads} taken as {heads}, as in the original code")
+            _notice(
+                path, f"num_attention_heads = {config.num_attention_heads} is taken as {heads}: the original code's"
+            )
             config.num_attention_heads = heads
             return config
         raise RaylabError(

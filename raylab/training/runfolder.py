@@ -163,7 +163,7 @@ def set_aside(parent: Folder, name: str) -> None:
 
 def decisive(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a run learns: all but where and how safely it runs."""
-    free = {"resources", "max_failures", "checkpoint_minutes", "keep_every", "log_steps", "loader_workers"}
+    free = {"resources", "max_failures", "checkpoint_minutes", "keep_every", "log_steps", "loader_workers", "cache"}
     return {path: experiment.get(path) for path in settings(Experiment) if free.isdisjoint(path.split("."))}
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from raylab.cluster.connect import connect
-
 JOIN = """
 import ray
 from raylab.cluster.connect import connect
@@ -23,9 +21,7 @@ print(ray.get_runtime_context().gcs_address)
 @pytest.fixture
 def address():
     """A cluster of this user."""
-    connect()
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    return ray.get_runtime_context().gcs_address
 
 
 def joined(home: Path) -> str:

@@ -12,16 +12,8 @@ import psutil
 import pytest
 import ray
 
-from raylab.cluster.connect import connect
 from raylab.cluster.spread import AHEAD, spread
 from raylab.errors import RaylabError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster_of_this_module():
-    connect()
-    yield
-    ray.shutdown()
 
 
 def test_every_job_is_done_once():

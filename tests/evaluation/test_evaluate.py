@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from raylab.errors import RaylabError
@@ -52,10 +51,7 @@ def test_a_checkpoint_amid_an_epoch_has_no_figures_of_the_epoch_before(storage: 
 
 def test_two_workers_find_what_one_does(storage: Path) -> None:
     alone = judge("first", storage=storage)  # 21 clips in batches of 8: two for one worker, one for the other
-    try:
-        together = judge("first", storage=storage, workers=2)
-    finally:
-        ray.shutdown()
+    together = judge("first", storage=storage, workers=2)
     assert together.scores == alone.scores
     assert together.predictions["val"].ids == alone.predictions["val"].ids
     for head, values in alone.predictions["val"].log_probabilities.items():

@@ -1,16 +1,9 @@
 import sys
 
 import pytest
-import ray
 from place import Place
 
 from raylab import cli
-
-
-@pytest.fixture(scope="package", autouse=True)
-def cluster_of_these_tests():
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -18,6 +18,16 @@ from raylab.data.video import probe
 STORE = "4f-256px-q90"
 CLIPS = 72  # of the tiny kitchen: 48 and 24, six in each of 12 videos
 
+# Runs a module as `python -m` does, and says at its end which of the slow packages were imported.
+MODULE = """
+import runpy, sys
+module = sys.argv.pop(1)
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+finally:
+    print("imported:", *sorted({"ray", "torch"} & set(sys.modules)), file=sys.stderr)
+"""
+
 
 class Place:
     """A data set in EPIC's layout, an experiment on it, and its clip store."""

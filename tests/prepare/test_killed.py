@@ -18,7 +18,6 @@ from PIL import Image
 from place import Place, start, wait_for
 
 from raylab import prepare
-from raylab.cluster.connect import connect
 from raylab.cluster.spread import spread
 from raylab.data.clips import Clip, ClipTable
 from raylab.data.store.build import Building
@@ -70,7 +69,6 @@ def test_a_command_killed_again_and_again_ends_with_the_very_files_of_one_undist
 
 @pytest.mark.slow
 def test_worker_processes_killed_at_random_are_replaced_and_leave_nothing(tmp_path, small_experiment, undisturbed):
-    connect()
     place = Place(tmp_path, small_experiment, repeats=REPEATS)
     process = start(place.file, environment={"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
     killed = []
@@ -103,7 +101,6 @@ def cmdline(process):
 def test_a_clip_of_five_minutes_takes_hardly_more_memory_than_one_of_three_seconds(tmp_path):
     video = tmp_path / "video.mp4"
     encode_minutes(video, 5)
-    connect()
     building = Building(tmp_path / "store", StoreSettings(fps=10.0), "pyav")
     building.folder.mkdir()
 
