@@ -19,6 +19,7 @@ from raylab.models.__main__ import row
 from raylab.models.registry import build_model, count_flops, count_parameters, find_model, list_models, register
 
 HEADS = {"verb": 97, "noun": 300}
+TASK_HEADS = {"action": HEADS, "distillation": {"label": 7}}
 NAMES = [entry.name for entry in list_models()]
 TINY = "test_resnet"  # timm's 0.5M-parameter ResNet, with the stages and key layout of the large ones
 AVERAGING = {"resnet18_avg", "resnet50_avg"}
@@ -32,9 +33,15 @@ def seed() -> Iterator[None]:
 
 
 def tiny(name: str, **settings: object) -> nn.Module:
-    """The model at its small scale, with random weights."""
-    config = {"name": name, "scale": "tiny", **dict.fromkeys(["pretrained", *find_model(name).parts], False)}
-    return build_model(ModelConfig.model_validate(config | settings), HEADS)
+    """The model at its small scale, with random weights and the heads of its task."""
+    entry = find_model(name)
+    config = {"name": name, "scale": "tiny", **dict.fromkeys(["pretrained", *entry.parts], False)}
+    return build_model(ModelConfig.model_validate(config | settings), TASK_HEADS[entry.task])
+
+
+def logits(model: nn.Module, video: Tensor) -> Tensor:
+    """Those of all heads, side by side."""
+    return torch.cat(list(model(video).values()), dim=1)
 
 
 def clips(frames: int = 4) -> Tensor:
@@ -52,9 +59,10 @@ def perturb(model: nn.Module) -> None:
 def test_logits_of_each_head_for_any_number_of_frames(name: str) -> None:
     model = tiny(name)
     for frames in (1, 4, 7):
-        logits = model(clips(frames))
-        assert {head: tuple(value.shape) for head, value in logits.items()} == {"verb": (2, 97), "noun": (2, 300)}
-        assert all(value.isfinite().all() for value in logits.values())
+        outputs = model(clips(frames))
+        classes = TASK_HEADS[find_model(name).task]
+        assert {head: value.shape for head, value in outputs.items()} == {head: (2, n) for head, n in classes.items()}
+        assert all(value.isfinite().all() for value in outputs.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,9 +81,9 @@ def test_gradients_reach_what_is_trained_and_nothing_else(name: str) -> None:
 def test_evaluation_is_deterministic_and_training_is_not(name: str) -> None:
     model, video = tiny(name, dropout=0.5), clips()
     model.eval()
-    assert torch.equal(model(video)["verb"], model(video)["verb"])
+    assert torch.equal(logits(model, video), logits(model, video))
     model.train()
-    assert not torch.equal(model(video)["verb"], model(video)["verb"])
+    assert not torch.equal(logits(model, video), logits(model, video))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -84,24 +92,23 @@ def test_a_state_dict_alone_restores_the_model(name: str, tmp_path: Path) -> Non
     perturb(saved)
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
     restored = tiny(name).eval()
-    assert not torch.equal(restored(video)["noun"], saved(video)["noun"])
+    assert not torch.equal(logits(restored, video), logits(saved, video))
     restored.load_state_dict(load_file(tmp_path / "model.safetensors"))
-    for head, value in saved(video).items():
-        assert torch.equal(restored(video)[head], value)
+    assert torch.equal(logits(restored, video), logits(saved, video))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_temporal_models_see_the_order_of_frames(name: str) -> None:
     kind, sight = (torch.float32, 1e-4) if find_model(name).parts else (torch.float64, 1e-6)  # RAFT knows no doubles
     model, video = tiny(name).eval().to(kind), clips(8).to(kind)
-    difference = (model(video)["verb"] - model(video.flip(1))["verb"]).abs().max()
+    difference = (logits(model, video) - logits(model, video.flip(1))).abs().max()
     assert difference < 1e-12 if name in AVERAGING else difference > sight
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_clip_does_not_change_the_logits_of_another(name: str) -> None:
     model, video = tiny(name).eval(), clips()
-    torch.testing.assert_close(model(video)["verb"][:1], model(video[:1])["verb"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(model, video)[:1], logits(model, video[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("entry", list_models(), ids=lambda entry: entry.name)
@@ -164,10 +171,28 @@ def test_every_model_at_full_scale_has_a_size_a_cost_and_a_line_in_the_table() -
         ("resnet50_avg", 1, 224, 4.11e9),
         ("efficientnet_b3_lstm", 1, 300, 1.87e9),
         ("r2plus1d_r50", 16, 256, 76.45e9),  # pytorchvideo's model zoo
+        ("videomae_base", 16, 224, 180e9),  # the paper's tables
+        ("videomae_small", 16, 224, 57e9),
     ],
 )
 def test_flops_are_those_that_are_published(name: str, frames: int, size: int, published: float) -> None:
-    assert count_flops(ModelConfig(name=name), HEADS, frames, size) == pytest.approx(published, rel=0.03)
+    heads = TASK_HEADS[find_model(name).task]
+    assert count_flops(ModelConfig(name=name), heads, frames, size) == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "published"), [("videomae_base", 86_361_006), ("videomae_small", 21_946_926)])
+def test_videomae_has_its_published_size_with_the_classes_of_something_something(name: str, published: int) -> None:
+    assert count_parameters(ModelConfig(name=name), {"label": 174}) == (published, published)
+
+
+@pytest.mark.parametrize("name", ["videomae_base", "videomae_small"])
+def test_videomae_has_one_head(name: str) -> None:
+    config = ModelConfig(name=name, scale="tiny", pretrained=False)
+    with pytest.raises(
+        RaylabError, match=rf"model\.name = {name}: .* 2 heads \(verb, noun\): set data\.dataset=labelled"
+    ):
+        build_model(config, HEADS)
+    assert build_model(config, {"gesture": 3})(clips())["gesture"].shape == (2, 3)
 
 
 def test_a_model_with_its_own_encoder() -> None:
@@ -216,6 +241,9 @@ def test_phase_2_freezes_two_blocks_unless_told_otherwise() -> None:
 @pytest.mark.parametrize(
     ("name", "setting", "value", "remedy"),
     [
+        ("videomae_base", "encoder", "resnet18", "model.encoder=null"),
+        ("videomae_small", "frozen_blocks", 2, "model.frozen_blocks=null"),
+        ("resnet50_avg", "student", "MCG-NJU/videomae-base", "model.student=null"),
         ("resnet50_lstm", "drop_path", 0.1, "model.drop_path=0.0"),
         ("resnet50_lstm", "dim_feedforward", 1024, "model.dim_feedforward=null"),
         ("resnet50_avg", "temporal_layers", 2, "model.temporal_layers=null"),

@@ -14,14 +14,18 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from transformers import VideoMAEConfig
 
 from raylab.config import ModelConfig
 from raylab.errors import RaylabError
 from raylab.models.encoders import FrameEncoder
-from raylab.models.weights import fetch_encoder_weights, read_weights, resolve_weights
+from raylab.models.registry import build_model
+from raylab.models.videomae import load_network, network, read_config
+from raylab.models.weights import fetch_encoder_weights, find_network, read_weights, resolve_weights
 
 COMMIT = "0" * 40
 REPO = "timm/test_resnet.r160_in1k"
+VIDEOMAE = "MCG-NJU/videomae-base"
 
 
 @pytest.fixture
@@ -51,13 +55,15 @@ def weights(tmp_path: Path) -> Path:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that a download uses, for `files` (name → content)."""
+    """The part of the hub's protocol that a download uses, for `files` (name → content) of one repository."""
 
+    repo: str
     files: dict[str, bytes]
     requests: list[str]
 
     def do_HEAD(self) -> None:
-        name = self.path.removeprefix(f"/{REPO}/resolve/main/").removeprefix(f"/{REPO}/resolve/{COMMIT}/")
+        place = f"/{self.repo}/resolve/"
+        name = self.path.removeprefix(f"{place}main/").removeprefix(f"{place}{COMMIT}/")
         self.requests.append(f"{self.command} {name}")
         content = self.files.get(name)
         self.send_response(404 if content is None else 200)
@@ -79,10 +85,10 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    handler = type("Handler", (Hub,), {"files": {}, "requests": []})
+    handler = type("Handler", (Hub,), {"repo": REPO, "files": {}, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     serve_from(monkeypatch, server.server_port)
-    thread = Thread(target=server.serve_forever)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield handler
     server.shutdown()
@@ -205,3 +211,82 @@ def test_files_that_hold_something_else(content: object, reason: str, tmp_path: 
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(RaylabError, match=reason):
         read_weights(tmp_path / "weights.pth")
+
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+@pytest.fixture
+def videomae(hub: type[Hub], tmp_path: Path) -> type[Hub]:
+    """The hub holds a small VideoMAE under the name of the published one."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    network(VideoMAEConfig(**small, patch_size=8, image_size=16, num_frames=2)).save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}'
+    )
+    hub.repo, hub.files = VIDEOMAE, {file: (tmp_path / "own" / file).read_bytes() for file in FILES}
+    return hub
+
+
+def test_a_network_is_downloaded_once(videomae: type[Hub], cache: Path) -> None:
+    path = resolve_weights(ModelConfig(name="videomae_base"))
+    assert path is not None
+    assert path.is_relative_to(cache)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == videomae.files
+    videomae.requests.clear()
+    assert find_network(VIDEOMAE, "distill.teacher") == path
+    model = build_model(ModelConfig(name="videomae_base"), {"label": 3})
+    assert (model.depth, model.mean) == (1, (0.5, 0.5, 0.5))
+    assert videomae.requests == []
+    assert resolve_weights(ModelConfig(name="videomae_small", student=VIDEOMAE)) == path
+
+
+def test_the_structure_of_a_network_needs_no_weights(videomae: type[Hub]) -> None:
+    config = ModelConfig(name="videomae_base", student=VIDEOMAE, pretrained=False)
+    assert resolve_weights(config) is None
+    assert build_model(config, {"label": 3}).mean == (0.5, 0.5, 0.5)
+    assert not any("model.safetensors" in request for request in videomae.requests)
+    assert load_network(find_network(VIDEOMAE, "distill.teacher")).depth == 1
+
+
+def test_the_authors_networks_are_known_to_have_other_heads_than_their_hub_says(
+    videomae: type[Hub], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = VideoMAEConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=12, intermediate_size=8)
+    videomae.files["config.json"] = config.to_json_string().encode()
+    path = find_network(VIDEOMAE, "distill.teacher", weights=False)
+    assert read_config(path).num_attention_heads == 6
+    assert f"{path}: num_attention_heads = 12" in caplog.messages[0]
+    videomae.repo = "nobody/videomae-small"
+    with pytest.raises(RaylabError, match=r"config\.json: num_attention_heads = 12: .* trained with 6"):
+        read_config(find_network(videomae.repo, "distill.teacher", weights=False))
+
+
+def test_a_network_without_settings_of_its_images(videomae: type[Hub]) -> None:
+    del videomae.files["preprocessor_config.json"]
+    assert load_network(find_network(VIDEOMAE, "distill.teacher")).mean == (0.485, 0.456, 0.406)
+
+
+def test_a_network_without_a_configuration(videomae: type[Hub]) -> None:
+    del videomae.files["config.json"]
+    with pytest.raises(RaylabError, match=r"config\.json: cannot be read .*: name a folder of transformers"):
+        load_network(find_network(VIDEOMAE, "distill.teacher"))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(
+    ("setting", "without"),
+    [
+        ("model.student", "model.pretrained=false"),
+        ("distill.teacher", "distill.teacher=null"),
+        ("distill.assistant_model_path", "distill.assistant_feature_weight=0"),
+    ],
+)
+def test_a_network_that_cannot_be_fetched(
+    cache: Path, setting: str, without: str, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(RaylabError) as error:
+        find_network(VIDEOMAE, setting)
+    for part in (f"{setting} names ({VIDEOMAE})", str(cache), "--dry-run", f"{setting}=/path/to/folder", without):
+        assert part in str(error.value)

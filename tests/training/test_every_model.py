@@ -12,11 +12,20 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raylab.cluster.connect import connect
 from raylab.config import Experiment
 from raylab.models.registry import find_model, list_models
 
-NAMES = [entry.name for entry in list_models("action")]
+NAMES = [entry.name for entry in list_models()]
+# What an experiment of each task has, besides what all have here.
+TASKS: dict[str, dict[str, Any]] = {
+    "action": {},
+    "distillation": {
+        "data.dataset": "kitchen_labelled",
+        "distill.pretrained": False,
+        "distill.cache": False,
+        "optim.lr": 1e-3,
+    },
+}
 
 
 def two_steps_of_each(config: dict[str, Any]) -> None:
@@ -32,14 +41,18 @@ def two_steps_of_each(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     worker, seen = Worker.current(torch.device("cpu")), {}
     for name in config["models"]:
-        settings = {"model.name": name, **{f"model.{part}": False for part in find_model(name).parts}}
-        experiment = Experiment.parse(config["experiment"]).override(settings)
+        entry = find_model(name)
+        settings = {"model.name": name, "task": entry.task, **{f"model.{part}": False for part in entry.parts}}
+        experiment = Experiment.parse(config["experiment"]).override(settings | config["tasks"][entry.task])
         run = RunFolder(Folder.open(Path(config["folder"]) / name))
         if worker.rank == 0:
             run.create(experiment)
         dist.barrier()
         trainer = Trainer(experiment, load_dataset(experiment.data), run, worker)
-        parameters = dict(trainer.state.task.model.named_parameters())
+        task = trainer.state.task
+        parameters = {f"model.{key}": p for key, p in task.model.named_parameters()}
+        if task.auxiliary:
+            parameters |= {f"auxiliary.{key}": p for key, p in task.auxiliary.named_parameters()}
         before = {key: value.detach().clone() for key, value in parameters.items()}
         trainer.train_epoch()
         seen[name] = {
@@ -60,17 +73,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory, small_experiment: Experiment)
     changes = {"data.max_clips": 16, "data.batch_size": 4, "optim.lr": 0.1, "train.clip_norm": None}
     experiment = Experiment.parse({**small_experiment.to_dict(), "model": base}).override(changes)
     folder = tmp_path_factory.mktemp("models")
-    connect()
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which a worker cannot import
-    try:
-        TorchTrainer(
-            two_steps_of_each,
-            train_loop_config={"models": NAMES, "experiment": experiment.to_dict(), "folder": str(folder)},
-            scaling_config=ScalingConfig(num_workers=2),
-            run_config=RunConfig(storage_path=str(folder / "ray")),
-        ).fit()
-    finally:
-        ray.shutdown()
+    TorchTrainer(
+        two_steps_of_each,
+        train_loop_config={"models": NAMES, "tasks": TASKS, "experiment": experiment.to_dict(), "folder": str(folder)},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(folder / "ray")),
+    ).fit()
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
