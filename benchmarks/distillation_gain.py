@@ -108,8 +108,8 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What distillation adds to a student.")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=6, help="of the students")
-    parser.add_argument("--frozen-epochs", type=int, default=20, help="of teacher and assistant")
+    parser.add_argument("--epochs", type=int, default=5, help="of the students")
+    parser.add_argument("--frozen-epochs", type=int, default=12, help="of teacher and assistant")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     if options.seeds < 2:

@@ -1,6 +1,6 @@
 import pytest
 
-from raylab.config import Experiment, parse_overrides, read_yaml, settings
+from raylab.config import DataConfig, DistillConfig, Experiment, parse_overrides, read_yaml, settings
 from raylab.errors import RaylabError
 
 
@@ -29,6 +29,10 @@ def test_an_override_changes_only_what_it_names():
         ("train.precision=fp8", ["train.precision = 'fp8'", "'fp32', 'fp16' or 'bf16'"]),
         ("data.root=$RAYLAB_NOT_SET/x", ["data.root", "RAYLAB_NOT_SET", "not set"]),
         ("optim.lr=[1", ["optim.lr=[1", "not valid YAML"]),
+        ("data.variants=0", ["data.variants = 0", "greater than or equal to 1"]),
+        ("distill.hidden_layers_to_align=0", ["distill.hidden_layers_to_align = 0", "-1 is the last, 1 the first"]),
+        ("distill.hidden_layers_to_align=[-1,-1]", ["distill.hidden_layers_to_align", "each once"]),
+        ("distill.hidden_layers_to_align=", ["distill.hidden_layers_to_align", "e.g. [-1, -2, -3]"]),
         ("fast", ["'fast' is not an override", "optim.lr=1e-4"]),
     ],
 )
@@ -71,3 +75,45 @@ def test_yaml_files_refuse_repeated_keys_code_and_other_shapes(tmp_path):
         assert str(file) in str(error.value)
     with pytest.raises(RaylabError, match="cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "repeats", "draws"),
+    [
+        ({}, False, [0, 1, 2, 3]),  # augmented
+        ({"augment": "none"}, True, [0, 1, 2, 3]),  # of which nothing depends
+        ({"augment": "none", "sampling": "segments"}, False, [0, 1, 2, 3]),
+        ({"variants": 3}, True, [0, 1, 2, 0]),
+        ({"variants": 1, "sampling": "segments"}, True, [0, 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_training_meets_the_same_pixels_again_where_nothing_or_few_things_are_drawn(changes, repeats, draws):
+    data = DataConfig(**changes)
+    assert data.repeats == repeats
+    assert [data.draw(epoch) for epoch in range(4)] == draws
+
+
+@pytest.mark.parametrize("written", ["[-1, 2, -12]", "-1,2,-12", " -1 , 2,-12 ", [-1, 2, -12], (-1, 2, -12)])
+def test_layers_are_a_list_or_its_text(written):
+    distill = DistillConfig(hidden_layers_to_align=written)
+    assert distill.hidden_layers_to_align == "-1,2,-12"
+    assert distill.layers == (-1, 2, -12)
+    assert DistillConfig(hidden_layers_to_align=-1).layers == (-1,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sources"),
+    [
+        ({}, {"teacher": 1.0, "assistant": 0.8}),
+        ({"teacher": None}, {"assistant": 0.8}),
+        ({"assistant": None}, {"teacher": 1.0}),
+        ({"assistant": None, "assistant_model_path": "mine.pth"}, {"teacher": 1.0, "assistant": 0.8}),
+        ({"teacher_feature_weight": 0, "assistant_feature_weight": 0.3}, {"assistant": 0.3}),
+        ({"feature_distillation_weight": 0, "attention_distillation_weight": 0}, {"teacher": 1.0, "assistant": 0.8}),
+        ({f"{term}_distillation_weight": 0 for term in ("feature", "attention", "asymmetric", "logit")}, {}),
+    ],
+    ids=str,
+)
+def test_sources_are_those_that_are_named_and_weigh_something(changes, sources):
+    assert DistillConfig(**changes).sources == sources

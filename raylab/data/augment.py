@@ -138,6 +138,7 @@ class ClipTransform:
         self.seed = seed
         self.mean = 255 * torch.tensor(mean).view(3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(std).view(3, 1, 1))
+        self.about = f"{FORMAT} {self.size} {list(mean)} {list(std)} {self.recipe} {self.hflip if self.recipe else ''}"
 
     @classmethod
     def for_model(cls, model: Any, config: DataConfig, train: bool, seed: int) -> ClipTransform:
@@ -146,8 +147,7 @@ class ClipTransform:
 
     def signature(self, id: str, epoch: int) -> str:
         """Text that is the same for two clips of equal pixels if, and only if, they are transformed alike."""
-        drawn = f"{self.recipe} {self.hflip} {self.seed}/{epoch}/{id}" if self.recipe else ""
-        return f"{FORMAT} {self.size} {self.mean.tolist()} {self.scale.tolist()} {drawn}"
+        return f"{self.about} {self.seed}/{epoch}/{id}" if self.recipe else self.about
 
     def __call__(self, video: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
         """Transform one batch.

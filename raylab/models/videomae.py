@@ -104,11 +104,6 @@ class VideoMAE(VideoMAEForVideoClassification):  # type: ignore[misc]
             if isinstance(module, nn.Dropout):
                 module.p = probability
 
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """A token's frames and its side in pixels: two networks with the same see a clip as the same tokens."""
-        return int(self.config.tubelet_size), int(self.config.patch_size)
-
 
 def network(config: VideoMAEConfig, classes: int | None = None) -> VideoMAE:
     """A network with random weights.

@@ -108,6 +108,27 @@ def test_seeds_epochs_and_ids_draw_differently(augment: str) -> None:
 
 
 @pytest.mark.parametrize("augment", NAMES)
+def test_a_signature_tells_whether_a_clip_is_transformed_alike(augment: str) -> None:
+    video = noise(1)
+    cases = [
+        (transform(augment, train, seed, hflip), id, epoch)
+        for train in (True, False)
+        for seed in (0, 1)
+        for hflip in (0.0, 1.0)
+        for id in ids(2)
+        for epoch in (0, 1)
+    ]
+    config = DataConfig(size=SIZE, augment=augment, hflip=0.0)
+    cases.append((ClipTransform(config, False, 0, mean=(0.5,) * 3), "P01_0", 0))
+    cases.append((ClipTransform(config, False, 0, std=(0.5,) * 3), "P01_0", 0))
+    cases.append((ClipTransform(config.model_copy(update={"size": SIZE - 2}), False, 0), "P01_0", 0))
+    signed = [(made.signature(id, epoch), made(video, [id], epoch)) for made, id, epoch in cases]
+    for signature, out in signed:
+        for other_signature, other in signed:
+            assert (signature == other_signature) == (out.shape == other.shape and torch.equal(out, other))
+
+
+@pytest.mark.parametrize("augment", NAMES)
 def test_the_global_generator_is_left_alone(augment: str) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()

@@ -230,6 +230,23 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert orders[1, 2] == train_batches(100, 10, 1, 1, (2, 0))[0][0]
 
 
+def test_epochs_of_the_same_draw_sample_alike_in_another_order() -> None:
+    batches = TrainBatches(10, 5, 0, 1, 0, draw=lambda epoch: epoch % 2)
+    numbers = []
+    for epoch in range(4):
+        batches.set_position(epoch)
+        numbers.append(list(chain.from_iterable(batches)))
+        (undrawn,) = train_batches(10, 5, 1, 0, (epoch, 0))
+        assert [number % 10 for number in numbers[-1]] == [number % 10 for number in chain.from_iterable(undrawn)]
+    for epoch in range(4):
+        assert sorted(numbers[epoch]) == [epoch % 2 * 10 + index for index in range(10)]
+    assert numbers[0] != numbers[2]
+
+
+def test_a_batch_has_keys_and_outputs_only_where_there_is_a_cache(dataset: ClipDataset) -> None:
+    assert dataset.__getitems__([0, 1]).keys() == {"video", "labels", "ids"}
+
+
 @pytest.mark.parametrize("clips", [0, 7])
 def test_less_than_one_global_batch_is_refused(clips: int) -> None:
     with pytest.raises(

@@ -50,8 +50,8 @@ def test_over_all_folds_each_clip_is_validated_once_and_no_participant_stands_on
     ("data", "folds", "fold", "message"),
     [
         (MIXED, 2, 2, r"data\.fold = 2: folds are numbered 0 to 1"),
-        (MIXED, 5, 0, r"data\.folds = 5: there are only 4 participants"),
-        (dataset(clips("ab", "P1"), clips("b", "P2")), 2, 0, "'b' stands in both annotation files"),
+        (MIXED, 5, 0, r"data\.folds = 5: there are only 4 groups of clips"),
+        (dataset(clips("ab", "P1"), clips("b", "P2")), 2, 0, "'b' stands in both train and val"),
     ],
 )
 def test_what_cannot_be_divided_is_named(data: Dataset, folds: int, fold: int, message: str) -> None:

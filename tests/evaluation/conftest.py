@@ -30,23 +30,6 @@ def train_run() -> Callable[[Path, Experiment], None]:
 
 
 @pytest.fixture(scope="session")
-def small_student(small_experiment: Experiment) -> Experiment:
-    """A student of two random networks that trains for one epoch, in a second."""
-    model = {"name": "videomae_small", "scale": "tiny", "pretrained": False, "dropout": 0.0}
-    data = {"dataset": "kitchen_labelled", "max_clips": 16}
-    sections = small_experiment.to_dict()
-    return Experiment.parse(
-        {
-            "task": "distillation",
-            "model": model,
-            "distill": {"pretrained": False, "cache": False},
-            "data": {**sections["data"], **data},
-            "train": {**sections["train"], "epochs": 1},
-        }
-    )
-
-
-@pytest.fixture(scope="session")
 def cli() -> Callable[..., str]:
     """Runs the command, which must end well; its output."""
     from raylab.evaluate import evaluate

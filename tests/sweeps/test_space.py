@@ -35,7 +35,7 @@ def test_every_shipped_space_is_valid_and_survives_a_round_trip(name):
     assert space.source
     assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
     if space.demo:
-        assert space.for_demo().experiment.data.dataset == "kitchen"
+        assert space.for_demo().experiment.data.dataset in ("kitchen", "kitchen_labelled")
         assert space.for_demo().name == f"{name}_demo"
 
 

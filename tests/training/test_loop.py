@@ -1,6 +1,8 @@
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,9 +36,54 @@ def train_in_a_process(folder, fatal, moment):
     return subprocess.run([sys.executable, program, folder, str(fatal), moment], check=False).returncode
 
 
-def final_state(run):
-    folder = Path(run.latest().folder.path)
-    return load_file(folder / "model.safetensors"), load_tree(folder / "training")
+class Stopped(Exception):
+    pass
+
+
+class Stopping(RunFolder):
+    """Ends its process's training where `train_until_killed.py` would kill it."""
+
+    def __init__(self, folder, fatal, moment):
+        super().__init__(folder)
+        self.left, self.moment = fatal, moment
+
+    def write_checkpoint(self, write, epoch, step, metrics):
+        self.left -= 1
+
+        def write_and_stop(path):
+            write(path)
+            if self.left == 0 and self.moment == "before":
+                raise Stopped
+
+        super().write_checkpoint(write_and_stop, epoch, step, metrics)
+        if self.left == 0 and self.moment == "after":
+            raise Stopped
+
+
+def train_until_stopped(folder, fatal, moment):
+    run = Stopping(Folder.open(folder), fatal, moment)
+    with suppress(Stopped):
+        train(run.experiment, load_dataset(run.experiment.data), run, CPU, lambda row: None)
+
+
+def weights(run):
+    """File → its tensors."""
+    files = sorted(Path(run.latest().folder.path).glob("*.safetensors"))
+    return {file.stem: load_file(file) for file in files if file.stem != "training"}
+
+
+def assert_the_same_bits(whole, other):
+    expected, found = weights(whole), weights(other)
+    assert expected.keys() == found.keys()
+    for file, tensors in expected.items():
+        assert tensors.keys() == found[file].keys()
+        assert all(torch.equal(tensors[name], found[file][name]) for name in tensors)
+    state, other_state = (load_tree(Path(run.latest().folder.path) / "training") for run in (whole, other))
+    moments = [s["optimizer"]["state"] for s in (state, other_state)]
+    for index, values in moments[0].items():
+        assert all(torch.equal(values[key], moments[1][index][key]) for key in values)
+    assert state["schedule"] == other_state["schedule"]
+    assert without_times(whole.history()) == without_times(other.history())
 
 
 def without_times(rows):
@@ -61,15 +108,24 @@ def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_p
     assert 0 < disturbed.latest().step < whole.latest().step / 2
     assert train_in_a_process(tmp_path / "disturbed", 2, "before") == -signal.SIGKILL
     assert train_in_a_process(tmp_path / "disturbed", 0, "after") == 0
+    assert_the_same_bits(whole, disturbed)
 
-    (weights, state), (other_weights, other_state) = final_state(whole), final_state(disturbed)
-    assert weights.keys() == other_weights.keys()
-    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
-    moments = [s["optimizer"]["state"] for s in (state, other_state)]
-    for index, values in moments[0].items():
-        assert all(torch.equal(values[key], moments[1][index][key]) for key in values)
-    assert state["schedule"] == other_state["schedule"]
-    assert without_times(whole.history()) == without_times(disturbed.history())
+
+@pytest.mark.parametrize("go_on", [train_until_stopped, pytest.param(train_in_a_process, marks=pytest.mark.slow)])
+def test_a_student_ends_with_the_same_bits_whenever_its_sources_were_asked(tmp_path, small_student, go_on):
+    settings = {"model.dropout": 0.2, "data.augment": "mild", "data.variants": 1, "data.max_clips": 32}
+    training = {"train.epochs": 2, "train.checkpoint_minutes": 1e-9, "distill.cache": str(tmp_path / "kept")}
+    experiment = small_student.override({**settings, **training})
+    whole, disturbed = (new_run(tmp_path / name, experiment) for name in ("whole", "disturbed"))
+    go_on(tmp_path / "whole", 0, "after")  # asked in the first epoch
+    assert list(weights(whole)) == ["auxiliary", "model"]
+    go_on(tmp_path / "disturbed", 2, "after")  # never asked
+    assert 0 < disturbed.latest().step < whole.latest().step / 2
+    shutil.rmtree(tmp_path / "kept")
+    go_on(tmp_path / "disturbed", 4, "before")  # asked until it is stopped, in the second epoch
+    assert disturbed.latest().step == 5
+    go_on(tmp_path / "disturbed", 0, "after")  # asked for some clips
+    assert_the_same_bits(whole, disturbed)
 
 
 def test_a_plateau_lowers_the_rate_of_later_epochs(tmp_path, small_experiment):

@@ -52,6 +52,24 @@ def test_on_the_cpu_labels_are_not_copied():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_outputs_of_frozen_networks_come_along(device):
+    plain = list(loader(3, pin=device == "cuda"))
+    outputs = [{"teacher/logits": torch.randn(2, 5).half()}, None, {"teacher/logits": torch.randn(2, 5).half()}]
+    keys = [["a", "b"], ["c", "d"], None]
+    given = [
+        {**batch, **({"keys": key} if key else {}), **({"outputs": said} if said else {})}
+        for batch, key, said in zip(plain, keys, outputs, strict=True)
+    ]
+    found = list(Prefetch(torch.device(device))(given, transform(), epoch=0))
+    for batch, key, said in zip(found, keys, outputs, strict=True):
+        assert batch.get("keys") == key
+        assert ("outputs" in batch) == (said is not None)
+        if said:
+            assert batch["outputs"]["teacher/logits"].device.type == device
+            assert torch.equal(batch["outputs"]["teacher/logits"].cpu(), said["teacher/logits"])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_a_batch_that_was_fetched_but_not_trained_on_is_trained_on_after_a_restart(tmp_path, small_experiment, device):
     class Stopped(Exception):
         pass
