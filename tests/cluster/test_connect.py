@@ -32,7 +32,7 @@ def joined(home: Path) -> str:
         env={**environment, "HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
         check=True,
     )
     return result.stdout.strip()
