@@ -10,17 +10,20 @@ import ray
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
+from raylab.cluster.growth import at_most
 from raylab.errors import RaylabError
 
 SETTINGS = {
     "RAY_AUTH_MODE": "token",  # explicit, and alike on driver, head and workers
     "RAY_prestart_worker_first_driver": "0",  # one process for each CPU, without the runtime_env below: never used
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports pass one per interval; the default is 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # then it is seen whether a node was lost meanwhile
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # fills the dashboard's Train page
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same on driver and workers
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the training loop writes its own records
     "RAY_AIR_NEW_OUTPUT": "0",  # raylab shows its own table
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TORCHINDUCTOR_CACHE_DIR": str(Path.home() / ".cache/torchinductor"),  # not in /tmp, where it is everybody's
 }
 HOOK = "raylab.cluster.connect.remember_address"
 
@@ -29,7 +32,7 @@ def connect() -> list[dict[str, Any]]:
     """Join `$RAY_ADDRESS`, else a cluster of this user on this machine, else start one on loopback.
 
     Returns:
-        The resources of each living node.
+        The resources of each node that a run may count on: see `present_nodes`.
 
     Raises:
         RaylabError: `$RAY_ADDRESS` names a cluster that does not answer.
@@ -61,7 +64,12 @@ def connect() -> list[dict[str, Any]]:
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)  # Ray leaves it readable for everybody
-    return living_nodes()
+    return present_nodes()
+
+
+def present_nodes() -> list[dict[str, Any]]:
+    """The resources of each node that a run may count on at this moment: see `at_most`."""
+    return at_most(living_nodes())
 
 
 def living_nodes() -> list[dict[str, Any]]:
