@@ -200,8 +200,7 @@ def _run(job: _Job, workers: int) -> list[tuple[int, Predictions]]:
     from raylab.cluster.spread import spread
 
     nodes = connect()
-    demand = Demand.of(job.experiment.resources.model_copy(update={"workers": workers}), nodes)
-    demand.fits(nodes)
+    demand = Demand.of(job.experiment.resources.model_copy(update={"workers": workers}), nodes).within(nodes)
     shares = [(rank, workers) for rank in range(workers)]
     return [batch for share in spread(job, shares, demand.cpus, demand.gpus) for batch in share]
 

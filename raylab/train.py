@@ -51,11 +51,13 @@ def fit(
     Raises:
         RaylabError: the experiment cannot run: files, names, values, resources.
         TrainingFailed: training itself failed.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM once the run has saved; the same call goes on from there.
     """
     folder = Folder.open(storage)
     preflight(experiment, folder)
     from raylab.cluster.capacity import Demand
     from raylab.cluster.connect import connect
+    from raylab.training.interrupt import saving
     from raylab.training.trainer import TrainingFailed, launch
 
     run = RunFolder(folder / (name or default_name(experiment)))
@@ -63,10 +65,9 @@ def fit(
         set_aside(folder, run.name)
     run.create(experiment)
     nodes = connect()
-    demand = Demand.of(experiment.resources, nodes)
-    demand.fits(nodes)
+    demand = Demand.of(experiment.resources, nodes).within(nodes)
     try:
-        with following(run, show) if show else nullcontext():
+        with saving(lambda: [run]), following(run, show) if show else nullcontext():
             launch(run, demand)
     except TrainingFailed as error:
         run.fail(str(error), "".join(traceback.format_exception(error)))
@@ -161,6 +162,9 @@ def train(
     except TrainingFailed as error:
         console.print(f"[bold red]failed:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        raise typer.Exit(130) from None
     console.print(f"{run.state} after {run.epochs} epochs, {run.seconds:.0f} s; best {run.metric} = {run.best:.4f}")
     console.print(f"load it: {how_to_load(run.name, storage)}", markup=False)
 

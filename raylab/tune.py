@@ -68,6 +68,7 @@ def sweep(
     from raylab.sweeps.monitor import tensorboard
     from raylab.sweeps.sweep import provenance, run_sweep
     from raylab.sweeps.tables import leaderboard_table
+    from raylab.training.interrupt import saving
 
     folder = SweepFolder(parent / chosen.name)
     with folder.locked():
@@ -76,14 +77,16 @@ def sweep(
         folder.create(chosen, provenance())
         nodes = connect()
         if quiet:
-            run_sweep(chosen, folder, nodes)
+            with saving(folder.runs):
+                run_sweep(chosen, folder, nodes)
             return folder.leaderboard()
         console.print(introduction(chosen, folder), markup=False)
         console.print(f"Ray dashboard: {dashboard_url() or 'not running'}")
         console.print(f"TensorBoard: {tensorboard(folder)}")
         if folder.folder.local:
             console.print(f"Optuna: optuna-dashboard {folder.journal()}")
-        run_sweep(chosen, folder, nodes, lambda *progress: Watch(console, *progress))
+        with saving(folder.runs):
+            run_sweep(chosen, folder, nodes, lambda *progress: Watch(console, *progress))
         board = folder.leaderboard()
         console.print(leaderboard_table(board, chosen))
         return board

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raylab.config import ResourceConfig
 from raylab.errors import RaylabError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,33 @@ class Demand:
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
     def fits(self, nodes: list[dict[str, Any]]) -> int:
-        """How many such runs the nodes hold at once.
+        """How many such runs the nodes hold at once."""
+        return self._held(nodes) // self.workers
+
+    def within(self, nodes: list[dict[str, Any]]) -> Demand:
+        """The same with as many of the workers as the nodes hold.
 
         Raises:
             RaylabError: not even one.
         """
-        held = sum(self._on(node) for node in nodes)
+        held = self._held(nodes)
         if held >= self.workers:
-            return held // self.workers
+            return self
+        if held:
+            log.warning(
+                "resources.workers = %d, but the nodes hold %d: a run trains on these, with more batches to a step",
+                self.workers,
+                held,
+            )
+            return replace(self, workers=held)
         have = ", ".join(f"{node.get('CPU', 0):g} CPUs + {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise RaylabError(
             f"one run asks for {self.workers} × ({self.cpus:g} CPUs + {self.gpus:g} GPUs), but the cluster's nodes "
-            f"({have}) hold {held} such workers: lower resources.workers, resources.cpus_per_worker or "
-            f"resources.gpus_per_worker, or add nodes"
+            f"({have}) hold no such worker: lower resources.cpus_per_worker or resources.gpus_per_worker, or add nodes"
         )
+
+    def _held(self, nodes: list[dict[str, Any]]) -> int:
+        return sum(self._on(node) for node in nodes)
 
     def _on(self, node: dict[str, Any]) -> int:
         cpus = node.get("CPU", 0) // self.cpus

@@ -51,7 +51,7 @@ def run_sweep(
         RaylabError: one trial asks for more than the cluster can give.
         KeyboardInterrupt: Ctrl-C; the same call goes on from there.
     """
-    demand = Demand.of(space.experiment.resources, nodes)
+    demand = Demand.of(space.experiment.resources, nodes).within(nodes)
     concurrent = min(demand.fits(nodes), space.search.max_concurrent or sys.maxsize)
     journal = folder.journal()
     mend_journal(journal)

@@ -24,6 +24,7 @@ from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
 from raylab.tasks import Task, build_task
 from raylab.tasks.base import DTYPES
+from raylab.training.interrupt import Requests, answer
 from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
@@ -96,6 +97,7 @@ class Trainer:
                         f"{latest and latest.folder}: the checkpoint is damaged ({error}): delete it to go on from an "
                         "earlier one"
                     ) from error
+                self.take_position()
         if worker.world_size > 1:
             task.distribute()
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
@@ -111,8 +113,12 @@ class Trainer:
         val = ClipDataset.of(dataset, "val", data, seed=seed, cache=task.remember(self.val_transform))
         stage(dataset.stored)
         self.batches = TrainBatches(len(train), data.batch_size, worker.rank, worker.world_size, seed, data.draw)
-        self.steps_per_epoch = -(-len(self.batches) // self.experiment.train.accumulate)
+        config, asked = self.experiment.train, self.experiment.resources.workers
+        # Fewer workers than asked for take more batches to a step, so that it sees as many clips.
+        self.accumulate = max(config.accumulate, round(config.accumulate * asked / worker.world_size))
+        self.steps_per_epoch = -(-len(self.batches) // self.accumulate)
         val_batches = EvalBatches(len(val), data.batch_size, worker.rank, worker.world_size)
+        self.val_common = -(-len(val) // data.batch_size) // worker.world_size  # batches that every rank has
         pin = worker.device.type == "cuda"
         self.train_loader = make_loader(train, self.batches, data, pin)
         self.val_loader = make_loader(val, val_batches, data, pin)
@@ -140,8 +146,16 @@ class Trainer:
             scaler=GradScaler(device.type, enabled=experiment.train.precision == "fp16"),
             metric=task.metrics().to(device),
             loss=LossMean(["loss", *task.loss_names]).to(device),
-            progress=Progress(),
+            progress=Progress(workers=self.worker.world_size),
         )
+
+    def take_position(self) -> None:
+        """Stand where a checkpoint of more or fewer workers stood, or up to one step before."""
+        progress, world_size = self.state.progress, self.worker.world_size
+        if progress.workers and progress.workers != world_size:
+            batch = min(progress.batch * progress.workers // world_size, len(self.batches))
+            progress.batch = batch - batch % self.accumulate
+        progress.workers = world_size
 
     @property
     def done(self) -> bool:
@@ -156,21 +170,26 @@ class Trainer:
         progress = state.progress
         state.task.train()
         self.clock = StepClock()
+        asked = Requests(self.run, self.worker.device, self.worker.rank)
         self.batches.set_position(progress.epoch, progress.batch)
         draw = self.experiment.data.draw(progress.epoch)
         for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, draw):
             last = progress.batch + 1 == len(self.batches)
-            steps = (progress.batch + 1) % config.accumulate == 0 or last
+            steps = (progress.batch + 1) % self.accumulate == 0 or last
             self.backward(batch, sync=steps)
             progress.batch += 1
             if not steps:
                 continue
             self.step()
-            if progress.step % config.log_steps == 0 and not last:
+            if last:
+                continue
+            due = asked()
+            if progress.step % config.log_steps == 0:
                 self.read_loss()
-                due = time.monotonic() - self.saved_at > config.checkpoint_minutes * 60
-                if sync_flag(due, self.worker.device):
-                    self.save({})
+                late = time.monotonic() - self.saved_at > config.checkpoint_minutes * 60
+                due = sync_flag(late, self.worker.device) or due
+            if due:
+                self.save({})
         self.read_loss()
         self.clock.stop()
 
@@ -189,7 +208,7 @@ class Trainer:
 
     def group_size(self) -> int:
         """Batches whose gradients make the running step: the last group of an epoch may be smaller."""
-        accumulate, start = self.experiment.train.accumulate, self.state.progress.batch
+        accumulate, start = self.accumulate, self.state.progress.batch
         first = start - start % accumulate
         return min(accumulate, len(self.batches) - first)
 
@@ -268,11 +287,14 @@ class Trainer:
         task.eval()
         metric = task.metrics().to(self.worker.device)
         loss = LossMean(self.state.loss.names).to(self.worker.device)
-        for batch in self.prefetch(self.val_loader, self.val_transform, epoch=0):
+        asked = Requests(self.run, self.worker.device, self.worker.rank)
+        for number, batch in enumerate(self.prefetch(self.val_loader, self.val_transform, epoch=0)):
             with self.autocast():
                 output = task(batch)
             metric.update(output.predictions, batch["labels"])
             loss.update({"loss": output.loss, **output.losses}, len(batch["ids"]))
+            if number < self.val_common and asked():
+                self.save({})  # of the end of the epoch's training
         return numbers({**loss.compute(), **metric.compute()}, "val")
 
     def save(self, metrics: dict[str, float]) -> None:
@@ -283,6 +305,7 @@ class Trainer:
                 self.run.write_checkpoint(self.state.write, progress.epoch, progress.step, metrics)
                 best = self.run.best(experiment.monitor, experiment.train.mode)
                 self.run.prune([self.run.latest(), best, *self.run.every(experiment.train.keep_every)])
+                answer(self.run)
         self.saved_at = time.monotonic()
 
     def autocast(self) -> torch.autocast:

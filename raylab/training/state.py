@@ -46,6 +46,7 @@ class Progress:
     Attributes:
         epoch: finished epochs.
         batch: batches done in the running epoch, on every worker.
+        workers: how many they are.
         step: optimiser steps done.
         best: best value of the monitored metric so far, with its epoch.
         seconds: time spent training and validating, over all restarts.
@@ -54,6 +55,7 @@ class Progress:
 
     epoch: int = 0
     batch: int = 0
+    workers: int = 0
     step: int = 0
     best: float | None = None
     best_epoch: int = 0

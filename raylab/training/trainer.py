@@ -6,12 +6,13 @@ from typing import Any
 
 import ray.train
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from raylab.cluster.capacity import Demand
+from raylab.cluster.connect import present_nodes
 from raylab.config import Experiment
 from raylab.errors import RaylabError
 from raylab.training.runfolder import RunFolder
@@ -21,20 +22,62 @@ class TrainingFailed(RuntimeError):
     """A run that ended in an error; the message is the cause."""
 
 
+class NodesLost(RuntimeError):
+    """The cluster no longer holds all workers of a run."""
+
+
+class Room(WorkerGroupCallback):  # type: ignore[misc]
+    """Ends a run whose workers can no longer all have a place, so that it can begin again with fewer.
+
+    Ray itself would wait for the node that is lost.
+    """
+
+    def __init__(self, demand: Demand) -> None:
+        self.demand = demand
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        nodes = present_nodes()
+        if not self.demand.fits(nodes):
+            raise NodesLost(f"{len(nodes)} nodes are left")
+
+
 def launch(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback] | None = None) -> None:
     """Train the experiment of `run` on `demand.workers` workers, resuming what is there.
 
     Args:
         run: an existing run folder.
-        demand: what each worker reserves.
+        demand: what each worker reserves. When a node is lost it goes on, from the last checkpoint, with as many
+            workers as the others hold.
         callbacks: Ray Train callbacks, e.g. one that forwards metrics to Ray Tune.
 
     Raises:
         TrainingFailed: the run failed more often than `train.max_failures` allows, or cannot be mended
             by a restart. The caller records it: a trial that is stopped from outside ends in an error here too.
+        KeyboardInterrupt: it was interrupted.
     """
     if run.status()["state"] == "finished":
         return
+    while True:
+        try:
+            demand = demand.within(present_nodes())
+            _fit(run, demand, callbacks or [])
+            break
+        except ControllerError as error:
+            if not isinstance(error.controller_failure, NodesLost):
+                raise TrainingFailed(root_cause(error)) from error
+        except Exception as error:
+            raise TrainingFailed(root_cause(error)) from error
+        finally:
+            run.folder.remove("ray")
+    status = run.status()
+    if status["state"] == "failed":
+        raise TrainingFailed(status["error"])
+    if status["state"] == "running":
+        raise KeyboardInterrupt
+
+
+def _fit(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback]) -> None:
+    """One `TorchTrainer`, with exactly these workers."""
     experiment = run.experiment
     # Ray keeps its own bookkeeping apart; raylab's checkpoints and metrics do not depend on it.
     bookkeeping = run.folder / "ray"
@@ -50,22 +93,15 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback] | N
             name=run.name,
             storage_path=bookkeeping.path,
             storage_filesystem=bookkeeping.filesystem,
-            failure_config=FailureConfig(max_failures=experiment.train.max_failures, controller_failure_limit=3),
-            callbacks=callbacks or [],
+            # -1: workers that find no place wait until another trial ends, or a node comes.
+            failure_config=FailureConfig(max_failures=experiment.train.max_failures, controller_failure_limit=-1),
+            callbacks=[*callbacks, Room(demand)],
         ),
     )
     # A cluster's first controller would start these two and wait; so they start while it does.
     get_or_create_autoscaling_coordinator()
     get_or_create_state_actor()
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise TrainingFailed(root_cause(error)) from error
-    finally:
-        run.folder.remove("ray")
-    status = run.status()
-    if status["state"] == "failed":
-        raise TrainingFailed(status["error"])
+    trainer.fit()
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def test_a_failed_run_tells_its_cause_and_keeps_the_traceback(tmp_path, small_ex
 
 def test_asking_for_more_than_the_cluster_has_fails_at_once(tmp_path, small_experiment):
     experiment = small_experiment.override({"resources.workers": 4, "resources.cpus_per_worker": 1000})
-    with pytest.raises(RaylabError, match=r"4 × \(1000 CPUs \+ 0 GPUs\).*lower resources.workers"):
+    with pytest.raises(RaylabError, match=r"4 × \(1000 CPUs \+ 0 GPUs\).*lower resources.cpus_per_worker"):
         raylab.fit(experiment, storage=tmp_path)
 
 
