@@ -24,6 +24,7 @@ VERBS = {
     "predict": "raylab.predict",
     "results": "raylab.results",
     "models": "raylab.models.__main__",
+    "doctor": "raylab.doctor",
 }
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 
