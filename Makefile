@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-slurm lint format bench clean
 
 help:
 	@echo "make demo       a clip store of the built-in data and the phase-2 sweep on it, on two CPU cores"
 	@echo "make test       the tests"
 	@echo "make test-slow  the minutes-long tests: kills, restarts, object storage"
+	@echo "make test-slurm the tests on a SLURM of namespaces on this machine: as root, minutes long"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the figures in README.md and benchmarks/README.md: an hour"
 
@@ -26,6 +27,9 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(PY) -m pytest -m slow
+
+test-slurm: .venv/ready
+	$(PY) -m pytest -m slurm tests/cluster/slurm
 
 lint: .venv/ready
 	.venv/bin/ruff check .
