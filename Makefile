@@ -26,7 +26,7 @@ test: .venv/ready
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/ready
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slurm: .venv/ready
 	$(PY) -m pytest -m slurm tests/cluster/slurm

@@ -105,8 +105,8 @@ def test_sigterm_saves_before_it_ends_a_command(tmp_path, verb):
     command = [sys.executable, "-m", f"raylab.{verb}", "epic_phase2", "--demo", "--storage", str(tmp_path / "asked")]
     command += [
         "train.checkpoint_minutes=1000",
-        "train.epochs=4",
-        "train.keep_every=4",
+        "train.epochs=2",
+        "train.keep_every=2",
         "data.max_clips=240",
         "data.batch_size=1",
     ]
