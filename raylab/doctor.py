@@ -138,7 +138,7 @@ def doctor(
 ) -> None:
     """Check Python, packages, decoders, GPUs, folders, ports and the network; say what to mend.
 
-    Example: srun --overlap --jobid=4711 raylab doctor --storage $VSC_SCRATCH/results
+    Example: raylab doctor --storage $VSC_SCRATCH/results
     """
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # read when Ray is imported: else it waits for minutes
     rows = []

@@ -327,7 +327,9 @@ class Slurm:
             **(environment or {}),
         }
         unshare = self._powered[node].pid
-        first = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()[0]
+        while not (children := Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()):
+            time.sleep(0.02)  # it has not forked yet
+        first = children[0]
         line = command if isinstance(command, str) else shlex.join(command)
         line = f"cd {shlex.quote(str(cwd or home))} && {line}"
         limit = ["timeout", "--kill-after=5", f"{timeout:g}"] if timeout else []
