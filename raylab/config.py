@@ -6,39 +6,14 @@ beside every checkpoint, and is changed by dotted overrides such as `optim.lr=1e
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, model_validator
 
 from raylab.errors import RaylabError
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def _expand(path: str) -> str:
-    expanded = os.path.expandvars(path)
-    if "$" in expanded:
-        raise ValueError(f"the environment variable in {path!r} is not set")
-    return str(Path(expanded).expanduser()) if expanded.startswith("~") else expanded
-
-
-UserPath = Annotated[str, AfterValidator(_expand)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from raylab.schema import Count, Fraction, Positive, Probability, Section, UserPath, Weight, unknown_setting, validate
 
 
 class ModelConfig(Section):
@@ -69,7 +44,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the clips come from and how they become batches."""
 
-    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled"] = "epic"
+    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled", "tvsum", "kitchen_keyframes"] = "epic"
     root: UserPath = Field("data/epic-kitchens-100", description="folder with the annotations and the videos")
     annotations: UserPath | None = Field(None, description="folder of the CSV files, when not under root")
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")
@@ -79,11 +54,14 @@ class DataConfig(Section):
         "official", description="the published splits; or all clips, no participant in both train and val"
     )
     folds: int = Field(5, ge=2, description="parts of the participants, for data.split=participant")
-    fold: int = Field(0, ge=0, description="the part that is val")
+    fold: int = Field(0, ge=0, description="the part that is val; of TVSum, which of the five published splits")
     frames: Count = Field(16, description="frames sampled from each clip")
-    sampling: Literal["uniform", "segments"] = Field(
-        "uniform", description="evenly spaced frames; or one from each of n equal segments, in training at random"
+    sampling: Literal["uniform", "segments", "rate"] = Field(
+        "uniform",
+        description="evenly spaced frames; one from each of n equal segments, in training at random; or, for scores of "
+        "single frames, at most n from windows that cover the video, fps a second",
     )
+    fps: Positive = Field(2.0, description="frames a second, for data.sampling=rate")
     size: int = Field(224, ge=16, description="height and width the model sees, in pixels")
     batch_size: Count = Field(24, description="clips a worker puts through the model at once")
     augment: Literal["aggressive", "mild", "none"] = "aggressive"
@@ -112,7 +90,7 @@ class DataConfig(Section):
     @property
     def repeats(self) -> bool:
         """Whether training meets the same pixels again."""
-        return self.variants is not None or (self.augment == "none" and self.sampling == "uniform")
+        return self.variants is not None or (self.augment == "none" and self.sampling != "segments")
 
     def draw(self, epoch: int) -> int:
         """The number of the random draw that an epoch's clips are sampled and augmented with."""
@@ -203,20 +181,59 @@ class DistillConfig(Section):
         return {name: weight for name, weight in weighed.items() if weight and named[name] and any(distances)}
 
 
+class KeyframesConfig(Section):
+    """What a model of keyframes minimises: a ranking loss (1 − Spearman's ρ of soft ranks) and a squared error."""
+
+    ranking_weight: Weight = Field(1.0, description="of the ranking loss, within each window of data.frames")
+    mse_weight: Weight = Field(0.0, description="of the mean squared error, which alone sees the scores' level")
+    softness: Positive = Field(0.1, description="scores, of 0 to 1, closer than about this share a rank in part")
+
+
+class Stage(Section):
+    """A stretch of a run with its own rate and its own fixed part: optimiser and schedule begin anew in each."""
+
+    epochs: Count
+    lr: Positive
+    freeze: Literal["encoder"] | None = Field(None, description="encoder: the whole of it is kept fixed")
+    unfreeze_blocks: Count | None = Field(None, description="of the encoder, only its last blocks are trained")
+    clip: Positive | None = Field(None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Stage:
+        if self.freeze and self.unfreeze_blocks:
+            raise ValueError("freeze and unfreeze_blocks contradict each other: remove one of them")
+        return self
+
+
 class TrainConfig(Section):
     """How long, in which precision, and what is kept."""
 
     epochs: Count = 25
+    stages: tuple[Stage, ...] = Field(
+        (),
+        description="one after another, each with its own epochs, lr and clip, in place of train.epochs, optim.lr and "
+        "train.clip_norm; one without freeze and unfreeze_blocks trains what model.frozen_blocks says",
+    )
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     accumulate: Count = Field(1, description="batches whose gradients make one optimiser step")
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null for no clipping")
     monitor: str | None = Field(None, description="metric that decides which checkpoint is best; null: the task's own")
     mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
-    patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better score")
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many epochs without a better score, with stages those of the last"
+    )
     keep_every: int | None = Field(None, ge=1, description="keep also the checkpoint of every so many epochs")
     checkpoint_minutes: Positive = Field(10.0, description="longest time between two checkpoints")
     log_steps: Count = Field(20, description="steps between two readings of the loss")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
+    cache: bool | UserPath = Field(
+        True, description="folder of what a fixed encoder says of each clip; true: beside the data; false: none"
+    )
+
+    @property
+    def length(self) -> int:
+        """Epochs of the whole run."""
+        return sum(stage.epochs for stage in self.stages) or self.epochs
 
 
 class ResourceConfig(Section):
@@ -228,18 +245,22 @@ class ResourceConfig(Section):
 
 
 # The metric that decides which checkpoint of a task is best, unless `train.monitor` names another.
-MONITORS = {"action": "val/action_top1", "distillation": "val/accuracy"}
+MONITORS = {"action": "val/action_top1", "distillation": "val/accuracy", "keyframes": "val/spearman_mean"}
+
+# What stages have of their own → what it is called in them.
+STAGED = {"train.epochs": "epochs", "optim.lr": "lr", "train.clip_norm": "clip"}
 
 
 class Experiment(Section):
     """Everything that decides a training run."""
 
-    task: Literal["action", "distillation"] = "action"
+    task: Literal["action", "distillation", "keyframes"] = "action"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     distill: DistillConfig = DistillConfig()
+    keyframes: KeyframesConfig = KeyframesConfig()
     train: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
     seed: int = Field(0, ge=0)
@@ -248,6 +269,12 @@ class Experiment(Section):
     def monitor(self) -> str:
         """The metric that decides which checkpoint is best; `train.mode` says in which direction."""
         return self.train.monitor or MONITORS[self.task]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run: those of `train.stages`, or the one that all of it is."""
+        train = self.train
+        return train.stages or (Stage(epochs=train.epochs, lr=self.optim.lr, clip=train.clip_norm),)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], origin: str = "experiment") -> Experiment:
@@ -258,135 +285,71 @@ class Experiment(Section):
             origin: where they stand (a file, "the command line"), named in the error.
 
         Raises:
-            RaylabError: a key is unknown or a value is refused.
+            RaylabError: a key is unknown, a value is refused, or stages stand beside what they replace.
         """
-        return validate(cls, data, origin)
+        experiment = validate(cls, data, origin)
+        if experiment.train.stages:
+            for path, own in STAGED.items():
+                section, name = path.split(".")
+                if name in data.get(section, {}):
+                    raise RaylabError(
+                        f"{origin}: {path}: every stage of train.stages has its own {own}: remove {path}, and set "
+                        f"train.stages.0.{own} and so on, or train.stages=[]"
+                    )
+        return experiment
 
     def override(self, changes: Mapping[str, Any], origin: str = "the command line") -> Experiment:
-        """A copy with dotted settings replaced, e.g. `{"optim.lr": 1e-4}`.
+        """A copy with dotted settings replaced, e.g. `{"optim.lr": 1e-4, "train.stages.0.epochs": 5}`.
 
         Raises:
             RaylabError: a path does not exist or a value is refused.
         """
         data = self.to_dict()
+        if changes.get("train.stages"):
+            _without_staged(data)
         for path, value in changes.items():
-            section = data
+            section: Any = data
             *parents, leaf = path.split(".")
             for parent in parents:
-                inner = section.get(parent) if isinstance(section, dict) else None
-                if not isinstance(inner, dict):
-                    raise _unknown_setting(type(self), path, origin)
-                section = inner
+                section = _inner(section, parent)
+            if not isinstance(section, dict):
+                raise unknown_setting(type(self), path, origin)
             section[leaf] = value
         return self.parse(data, origin)
 
+    def has(self, path: str) -> bool:
+        """Whether there is a value at a dotted path."""
+        try:
+            self.get(path)
+        except (LookupError, AttributeError, TypeError, ValueError):
+            return False
+        return True
+
     def get(self, path: str) -> Any:
-        """The value at a dotted path."""
+        """The value at a dotted path; `has` says whether there is one."""
         value: Any = self
         for part in path.split("."):
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
+            if isinstance(value, Section):
+                value = getattr(value, part)
+            else:
+                value = value[int(part) if isinstance(value, tuple) else part]
         return value
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of JSON types."""
-        return self.model_dump(mode="json")
+        """Plain nested dict of JSON types, without what stages replace."""
+        data = self.model_dump(mode="json")
+        return _without_staged(data) if self.train.stages else data
 
 
-S = TypeVar("S", bound=BaseModel)
-
-
-def validate(schema: type[S], data: Mapping[str, Any], origin: str) -> S:
-    """`schema` built from `data`; every problem in one `RaylabError` that names `origin`."""
-    try:
-        return schema.model_validate(data)
-    except ValidationError as error:
-        lines = [_explain(schema, problem) for problem in error.errors()]
-    raise RaylabError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(lines)))
-
-
-def settings(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted path of a schema, in order."""
-    for name, field in schema.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from settings(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """`["optim.lr=1e-4", …]` → `{"optim.lr": 0.0001, …}`; values are read as YAML.
-
-    Raises:
-        RaylabError: a word has no `=`, or its value is not YAML.
-    """
-    changes: dict[str, Any] = {}
-    for word in words:
-        path, equals, text = word.partition("=")
-        if not equals or not path:
-            raise RaylabError(f"{word!r} is not an override: write setting=value, e.g. optim.lr=1e-4")
-        try:
-            changes[path] = _load(text)
-        except yaml.YAMLError as error:
-            raise RaylabError(f"{word!r}: the value is not valid YAML ({error.__class__.__name__})") from None
-    return changes
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a dict. Plain data only; a key written twice is an error.
-
-    Raises:
-        RaylabError: the file is missing, not YAML, or not a mapping.
-    """
-    try:
-        data = _load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RaylabError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
-        raise RaylabError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise RaylabError(f"{path}: expected settings (key: value), found {type(data).__name__}")
+def _without_staged(data: dict[str, Any]) -> dict[str, Any]:
+    for path in STAGED:
+        section, name = path.split(".")
+        data[section].pop(name, None)
     return data
 
 
-def _load(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-5 as a number (as YAML 1.2 does) and refuses repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _explain(schema: type[BaseModel], problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"] if part in _names(schema) or isinstance(part, int))
-    full = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return str(_unknown_setting(schema, full))
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{path or full} = {problem['input']!r}: {message.removeprefix('value error, ')}"
-
-
-def _names(schema: type[BaseModel]) -> set[str]:
-    return {part for path in settings(schema) for part in path.split(".")}
-
-
-def _unknown_setting(schema: type[BaseModel], path: str, origin: str = "") -> RaylabError:
-    known = list(settings(schema))
-    leaf = path.rpartition(".")[2]
-    near = get_close_matches(path, known, n=1, cutoff=0.6) or [p for p in known if p.rpartition(".")[2] == leaf]
-    hint = f"did you mean {near[0]}?" if near else "settings: " + ", ".join(known)
-    return RaylabError(f"{origin}: unknown setting {path}: {hint}".removeprefix(": "))
+def _inner(section: Any, name: str) -> Any:
+    """What stands under a name, or as a number in a list; None where there is nothing."""
+    if isinstance(section, list):
+        return section[int(name)] if name.isdecimal() and int(name) < len(section) else None
+    return section.get(name) if isinstance(section, dict) else None

@@ -1,7 +1,8 @@
 import pytest
 
-from raylab.config import DataConfig, DistillConfig, Experiment, parse_overrides, read_yaml, settings
+from raylab.config import DataConfig, DistillConfig, Experiment
 from raylab.errors import RaylabError
+from raylab.schema import parse_overrides, read_yaml, settings
 
 
 def test_every_setting_survives_a_round_trip_through_a_plain_dict():
@@ -33,6 +34,10 @@ def test_an_override_changes_only_what_it_names():
         ("distill.hidden_layers_to_align=0", ["distill.hidden_layers_to_align = 0", "-1 is the last, 1 the first"]),
         ("distill.hidden_layers_to_align=[-1,-1]", ["distill.hidden_layers_to_align", "each once"]),
         ("distill.hidden_layers_to_align=", ["distill.hidden_layers_to_align", "e.g. [-1, -2, -3]"]),
+        ("train.stages=[{epochs: 1}]", ["train.stages.0.lr", "required"]),
+        ("train.stages=[{epochs: 1, lr: 1, freez: encoder}]", ["did you mean train.stages.0.freeze?"]),
+        ("train.stages=[{epochs: 1, lr: 1, freeze: encoder, unfreeze_blocks: 2}]", ["contradict each other: remove"]),
+        ("train.stages.0.lr=1", ["unknown setting train.stages.0.lr: the list is shorter"]),
         ("fast", ["'fast' is not an override", "optim.lr=1e-4"]),
     ],
 )
@@ -117,3 +122,38 @@ def test_layers_are_a_list_or_its_text(written):
 )
 def test_sources_are_those_that_are_named_and_weigh_something(changes, sources):
     assert DistillConfig(**changes).sources == sources
+
+
+STAGES = [{"epochs": 10, "lr": 1e-4, "freeze": "encoder"}, {"epochs": 20, "lr": 1e-5, "unfreeze_blocks": 2, "clip": 1}]
+
+
+def test_stages_are_overridden_one_setting_at_a_time():
+    staged = Experiment().override({"train.stages": STAGES})
+    assert (Experiment().train.length, staged.train.length) == (25, 30)
+    assert Experiment.parse(staged.to_dict()) == staged
+    changed = staged.override(parse_overrides(["train.stages.1.lr=3e-5", "train.stages.0.epochs=2"]))
+    assert (changed.get("train.stages.1.lr"), changed.train.length) == (3e-5, 22)
+    assert changed.stages[0].model_copy(update={"epochs": 10}) == staged.stages[0]
+    assert staged.has("train.stages.1.clip")
+    assert not any(staged.has(path) for path in ("train.stages.2.clip", "train.stages.x.clip", "train.stages.0.x"))
+
+
+def test_a_run_without_stages_is_one():
+    (stage,) = Experiment().override({"train.epochs": 7, "optim.lr": 2e-3, "train.clip_norm": 3}).stages
+    assert (stage.epochs, stage.lr, stage.clip, stage.freeze, stage.unfreeze_blocks) == (7, 2e-3, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "own"), [("train.epochs", "epochs"), ("optim.lr", "lr"), ("train.clip_norm", "clip")]
+)
+def test_what_stages_have_of_their_own_is_refused_beside_them(setting, own):
+    staged = Experiment().override({"train.epochs": 3}).override({"train.stages": STAGES})  # which replace them
+    section, name = setting.split(".")
+    message = rf"{setting}: every stage .* its own {own}: remove {setting}.*stages\.0\.{own}"
+    with pytest.raises(RaylabError, match=message):
+        staged.override({setting: Experiment().get(setting)})
+    written = staged.to_dict()
+    written[section][name] = 1
+    with pytest.raises(RaylabError, match=f"mine.yaml: {message}"):
+        Experiment.parse(written, "mine.yaml")
+    assert staged.override({"train.stages": [], setting: 2}).get(setting) == 2

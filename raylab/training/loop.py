@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,18 @@ from torch.utils.data import DataLoader
 from raylab.config import Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import Batch, ClipDataset, EncodedBatch, EvalBatches, TrainBatches, make_loader
+from raylab.data.dataset import Batch, ClipDataset, EncodedBatch
+from raylab.data.loader import EvalBatches, TrainBatches, make_loader
 from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
+from raylab.models.freezing import enter
 from raylab.tasks import Task, build_task
 from raylab.tasks.base import DTYPES
 from raylab.training.interrupt import Requests, answer
-from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
-from raylab.training.runfolder import RunFolder
+from raylab.training.runfolder import CheckpointInfo, RunFolder
+from raylab.training.stages import check_stages, stage_at
 from raylab.training.state import LossMean, Progress, TrainState, seed_step, sync_flag
 
 Report = Callable[[dict[str, Any]], None]
@@ -83,29 +85,37 @@ class Trainer:
         if worker.rank == 0:
             run.clean()
         torch.manual_seed(experiment.seed)  # the same initial weights on every rank
-        self.experiment, self.run, self.worker = experiment, run, worker
+        self.experiment, self.dataset, self.run, self.worker = experiment, dataset, run, worker
         latest = run.latest()
         with latest.folder.as_local() if latest else nullcontext() as saved:
             task = build_task(experiment, dataset.labels, saved).to(worker.device)
-            self._load_data(task, dataset)
-            self.state = self._fresh_state(task, dataset)
-            if saved:
-                try:
+            task.watch(dataset)
+            check_stages(task.model, experiment.stages)
+            self.state = self._fresh_state(task)
+            with mending(latest):
+                if saved:
+                    self.state.read_weights(saved)
+            self.begin_stage(latest.epoch if latest else 0)
+            with mending(latest):
+                if saved:
                     self.state.read(saved, worker.rank)
-                except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-                    raise RaylabError(
-                        f"{latest and latest.folder}: the checkpoint is damaged ({error}): delete it to go on from an "
-                        "earlier one"
-                    ) from error
-                self.take_position()
-        if worker.world_size > 1:
-            task.distribute()
+            self.take_position()
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
         self.saved_at = time.monotonic()
 
-    def _load_data(self, task: Task, dataset: Dataset) -> None:
+    def begin_stage(self, epoch: int) -> None:
+        """Make ready for the stage that an epoch is in: what it keeps fixed, loaders, optimiser and schedule."""
+        self.stage = stage_at(self.experiment.stages, epoch)
+        enter(self.state.task.model, self.stage.settings, self.stage.path)
+        self._load_data()
+        self.state.begin(self.stage.settings, self.steps_per_epoch)
+        if self.worker.world_size > 1:
+            self.state.task.distribute()
+
+    def _load_data(self) -> None:
         """Loaders of both splits, and what happens to their batches on the way to the model."""
         data, seed, worker = self.experiment.data, self.experiment.seed, self.worker
+        task, dataset = self.state.task, self.dataset
         self.train_transform = ClipTransform.for_model(task.model, data, train=True, seed=seed)
         self.val_transform = ClipTransform.for_model(task.model, data, train=False, seed=seed)
         remembered = task.remember(self.train_transform) if data.repeats else None
@@ -124,8 +134,8 @@ class Trainer:
         self.val_loader = make_loader(val, val_batches, data, pin)
         self.prefetch = Prefetch(worker.device)
 
-    def _fresh_state(self, task: Task, dataset: Dataset) -> TrainState:
-        """The state before the first step.
+    def _fresh_state(self, task: Task) -> TrainState:
+        """The state before the first stage.
 
         Raises:
             RaylabError: the task has no metric of the name that decides.
@@ -134,17 +144,12 @@ class Trainer:
         valid = [f"val/{name}" for name in ("loss", *task.loss_names, *task.metric_names)]
         if experiment.monitor not in valid:
             raise unknown_name("metric (train.monitor or search.metric)", experiment.monitor, valid)
-        optimizer = build_optimizer(task.trained.parameters(), experiment.optim)
         return TrainState(
             experiment=experiment,
-            labels=dataset.labels,
+            labels=self.dataset.labels,
             task=task,
-            optimizer=optimizer,
-            schedule=Schedule(
-                optimizer, experiment.optim, experiment.train.epochs, self.steps_per_epoch, experiment.train.mode
-            ),
             scaler=GradScaler(device.type, enabled=experiment.train.precision == "fp16"),
-            metric=task.metrics().to(device),
+            metric=task.metrics("train").to(device),
             loss=LossMean(["loss", *task.loss_names]).to(device),
             progress=Progress(workers=self.worker.world_size),
         )
@@ -159,10 +164,11 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last epoch is reached, or patience has run out."""
+        """Whether the last epoch is reached, or in the last stage patience has run out."""
         progress, config = self.state.progress, self.experiment.train
-        waited = progress.epoch - progress.best_epoch
-        return progress.epoch >= config.epochs or (config.patience is not None and waited >= config.patience)
+        waited = progress.epoch - max(progress.best_epoch, self.stage.start)
+        impatient = config.patience is not None and waited >= config.patience and self.stage.stop == config.length
+        return progress.epoch >= config.length or impatient
 
     def train_epoch(self) -> None:
         """The rest of the running epoch, from wherever the state stands."""
@@ -214,7 +220,7 @@ class Trainer:
 
     def step(self) -> None:
         """One optimiser step."""
-        state, clip_norm = self.state, self.experiment.train.clip_norm
+        state, clip_norm = self.state, self.stage.settings.clip
         state.scaler.unscale_(state.optimizer)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         self.clock.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
@@ -235,10 +241,11 @@ class Trainer:
             self.recorder.step(state.progress.step, {"train/running_loss": loss, "lr": self.learning_rate()})
 
     def diverged(self, what: str) -> RaylabError:
-        progress, lr = self.state.progress, self.experiment.optim.lr
+        progress = self.state.progress
+        setting = f"{self.stage.path}.lr" if self.experiment.train.stages else "optim.lr"
         return RaylabError(
             f"{what} at step {progress.step}, epoch {progress.epoch + 1}: "
-            f"lower optim.lr (now {lr:g}), or use train.precision=bf16 or fp32"
+            f"lower {setting} (now {self.stage.settings.lr:g}), or use train.precision=bf16 or fp32"
         )
 
     def finish_epoch(self) -> dict[str, Any]:
@@ -275,6 +282,8 @@ class Trainer:
         }
         progress.history.append(row)
         state.schedule.epoch(monitored)
+        if progress.epoch == self.stage.stop and not self.done:
+            self.begin_stage(progress.epoch)
         self.save(val)
         if self.recorder:
             self.recorder.epoch(progress.history, done=self.done)
@@ -285,7 +294,7 @@ class Trainer:
         """`val/…` metrics over every validation clip, each counted once."""
         task = self.state.task
         task.eval()
-        metric = task.metrics().to(self.worker.device)
+        metric = task.metrics("val").to(self.worker.device)
         loss = LossMean(self.state.loss.names).to(self.worker.device)
         asked = Requests(self.run, self.worker.device, self.worker.rank)
         for number, batch in enumerate(self.prefetch(self.val_loader, self.val_transform, epoch=0)):
@@ -351,6 +360,19 @@ class StepClock:
             "grad_norm": float(self.grad_norm) if self.grad_norm is not None else 0.0,
             "seconds": self.elapsed,
         }
+
+
+@contextmanager
+def mending(checkpoint: CheckpointInfo | None) -> Iterator[None]:
+    """Errors of reading a checkpoint say what to do."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if checkpoint is None:
+            raise
+        raise RaylabError(
+            f"{checkpoint.folder}: the checkpoint is damaged ({error}): delete it to go on from an earlier one"
+        ) from error
 
 
 def numbers(metrics: dict[str, Tensor], prefix: str) -> dict[str, float]:

@@ -56,7 +56,7 @@ class Schedule:
     Args:
         optimizer: whose rate it sets.
         config: `schedule` and its settings.
-        epochs: of the whole run.
+        epochs: of the whole run, or of the stage it is for.
         steps_per_epoch: optimiser steps.
         mode: whether more or less of the monitored metric is better, "max" or "min".
     """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from raylab.data.augment import ClipTransform
 from raylab.data.dataset import Batch, EncodedBatch
@@ -37,8 +38,8 @@ class Prefetch:
             epoch: whose draw of augmentations to use.
 
         Yields:
-            `video` float32 (B, T, 3, size, size), `labels` and `outputs` on the device, the rest as it came. On a GPU
-            they may be used on the stream that is current when they are taken.
+            `video` float32 (B, T, 3, size, size), `mask`, `labels` and `outputs` on the device, the rest as it came. On
+            a GPU they may be used on the stream that is current when they are taken.
         """
         if self.stream is None:
             for batch in batches:
@@ -60,26 +61,44 @@ class Prefetch:
             yield self._hand_over(*ahead)
 
     def _prepare(self, batch: Batch | EncodedBatch, transform: ClipTransform, epoch: int) -> Batch:
-        if "video" in batch:
-            video = batch["video"].to(self.device, non_blocking=True)
-        else:
-            lengths = batch["lengths"]
-            images = torch.split(batch["images"], lengths.flatten().tolist())
-            squares = decode_on(self.device, images, batch["side"])
-            video = squares.view(*lengths.shape, *squares.shape[1:])
-        labels = {head: value.to(self.device, non_blocking=True) for head, value in batch["labels"].items()}
-        prepared: Batch = {"video": transform(video, batch["ids"], epoch), "labels": labels, "ids": batch["ids"]}
+        prepared: Batch = {"labels": self._send(batch["labels"]), "ids": batch["ids"]}
+        if (video := self._pixels(batch)) is not None:
+            shown = batch.get("missing", range(len(batch["ids"])))
+            prepared["video"] = transform(video, [batch["ids"][place] for place in shown], epoch)
+        if "mask" in batch:
+            prepared["mask"] = batch["mask"].to(self.device, non_blocking=True)
+        if "outputs" in batch:
+            prepared["outputs"] = self._send(batch["outputs"])
         if "keys" in batch:
             prepared["keys"] = batch["keys"]
-        if "outputs" in batch:
-            outputs = batch["outputs"]
-            prepared["outputs"] = {name: value.to(self.device, non_blocking=True) for name, value in outputs.items()}
+        if "missing" in batch:
+            prepared["missing"] = batch["missing"]
         return prepared
+
+    def _send(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
+
+    def _pixels(self, batch: Batch | EncodedBatch) -> Tensor | None:
+        """uint8 (B, T, 3, S, S) on the device; None where outputs replace those of all clips."""
+        if "video" in batch:
+            return batch["video"].to(self.device, non_blocking=True)
+        if "images" not in batch:
+            return None
+        lengths = batch["lengths"]
+        there = lengths > 0
+        images = torch.split(batch["images"], lengths[there].tolist())
+        squares = decode_on(self.device, images, batch["side"])
+        if there.all():
+            return squares.view(*lengths.shape, *squares.shape[1:])
+        video = squares.new_zeros(*lengths.shape, *squares.shape[1:])
+        video[there] = squares
+        return video
 
     def _hand_over(self, batch: Batch, ready: torch.cuda.Event) -> Batch:
         """From this stream to the current one, which waits until it is `ready`."""
         model = torch.cuda.current_stream(self.device)
         model.wait_event(ready)
-        for tensor in (batch["video"], *batch["labels"].values(), *batch.get("outputs", {}).values()):
+        whole = [batch[name] for name in ("video", "mask") if name in batch]  # type: ignore[literal-required]
+        for tensor in (*whole, *batch["labels"].values(), *batch.get("outputs", {}).values()):
             tensor.record_stream(model)  # or its memory would be given to a later batch while the model reads it
         return batch

@@ -10,7 +10,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from raylab.config import Experiment, settings
+from raylab.config import Experiment
+from raylab.schema import settings
 from raylab.training.runfolder import RunFolder
 
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raylab import __version__
-from raylab.config import Experiment, settings
+from raylab.config import Experiment
 from raylab.errors import RaylabError
+from raylab.schema import settings
 from raylab.storage import Folder
 
 SEAL = "checkpoint.json"

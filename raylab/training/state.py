@@ -33,9 +33,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from raylab.config import Experiment
+from raylab.config import Experiment, Stage
 from raylab.tasks import Task
-from raylab.training.optim import Schedule
+from raylab.training.optim import Schedule, build_optimizer
 from raylab.training.tree import load_tree, save_tree
 
 
@@ -65,17 +65,27 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """The parts of a run that a checkpoint must hold for a resumed run to end with the same bits."""
+    """The parts of a run that a checkpoint must hold for a resumed run to end with the same bits.
+
+    Attributes:
+        optimizer, schedule: of the running stage; there are none before `begin`.
+    """
 
     experiment: Experiment
     labels: dict[str, list[str]]
     task: Task
-    optimizer: Optimizer
-    schedule: Schedule
     scaler: GradScaler
     metric: Metric
     loss: LossMean
     progress: Progress
+    optimizer: Optimizer = field(init=False)
+    schedule: Schedule = field(init=False)
+
+    def begin(self, stage: Stage, steps_per_epoch: int) -> None:
+        """A fresh optimiser, over what the task trains now, and a fresh schedule over the steps of a stage."""
+        config = self.experiment.optim.model_copy(update={"lr": stage.lr})
+        self.optimizer = build_optimizer(self.task.trained.parameters(), config)
+        self.schedule = Schedule(self.optimizer, config, stage.epochs, steps_per_epoch, self.experiment.train.mode)
 
     @property
     def _modules(self) -> dict[str, nn.Module]:
@@ -101,14 +111,17 @@ class TrainState:
         }
         save_tree(parts, folder / "training")
 
+    def read_weights(self, folder: Path) -> None:
+        """Take up the weights of a checkpoint: before `begin`, since what a stage keeps fixed is known by them."""
+        for name, module in self._modules.items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+
     def read(self, folder: Path, rank: int) -> None:
-        """Take up the state of a checkpoint.
+        """Take up all else of a checkpoint, which was written in the stage that has begun.
 
         Running metrics were summed over all workers when they were written, so rank 0 takes the sums
         and the others begin at zero: a run may go on with another number of workers.
         """
-        for name, module in self._modules.items():
-            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         parts = load_tree(folder / "training")
         self.optimizer.load_state_dict(parts["optimizer"])
         self.schedule.load_state_dict(parts["schedule"])

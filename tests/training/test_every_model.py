@@ -25,6 +25,11 @@ TASKS: dict[str, dict[str, Any]] = {
         "distill.cache": False,
         "optim.lr": 1e-3,
     },
+    "keyframes": {
+        "data.dataset": "kitchen_keyframes",
+        "data.sampling": "rate",
+        "optim.lr": 1e-3,
+    },
 }
 
 

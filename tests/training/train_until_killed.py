@@ -3,7 +3,8 @@
     python train_until_killed.py RUN_FOLDER CHECKPOINT (before|after)
 
 `before`: all files of that checkpoint are written, but it has not got its name yet. `after`: it has.
-CHECKPOINT counts those written by this process, from 1; 0 never kills.
+CHECKPOINT counts those written by this process, from 1; 0 never kills. With RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT set it is one of several processes that train together, of which the first writes, and dies.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 
 import torch
+import torch.distributed as dist
 
 from raylab.data.datasets import load_dataset
 from raylab.storage import Folder
@@ -37,6 +39,10 @@ class Fatal(RunFolder):
 
 
 torch.set_num_threads(1)
+if "WORLD_SIZE" in os.environ:
+    dist.init_process_group("gloo")
 run = Fatal(Folder.open(folder))
 experiment = run.experiment
-train(experiment, load_dataset(experiment.data), run, Worker(torch.device("cpu")), lambda row: None)
+train(experiment, load_dataset(experiment.data), run, Worker.current(torch.device("cpu")), lambda row: None)
+if dist.is_initialized():
+    dist.destroy_process_group()
