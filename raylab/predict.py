@@ -1,7 +1,8 @@
-"""What a trained model sees in videos, or in a camera as it runs.
+"""What a trained model sees in videos, or in a camera as it runs; the keyframes of videos.
 
 python -m raylab.predict epic_phase2 kitchen.mp4 --start 12.5 --stop 15
 python -m raylab.predict results/my_run videos/*.mp4 --json -
+python -m raylab.predict keyframes videos/*.mp4 --keyframes out/
 python -m raylab.predict epic_phase2 --webcam auto
 python -m raylab.predict epic_phase2 --webcam recorded.mp4 --window 3
 """
@@ -9,12 +10,11 @@ python -m raylab.predict epic_phase2 --webcam recorded.mp4 --window 3
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,147 +26,15 @@ from rich.table import Table
 from raylab.cli import console, errors, run_verb
 from raylab.errors import RaylabError
 from raylab.results import DEFAULT_STORAGE, Checkpoint, find_checkpoint
-from raylab.storage import replacing
+from raylab.storage import Folder, replacing
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from raylab.prediction.classes import Guess, Predictor, Sighting
 
-    from raylab.data.camera import Camera
-
-ACTION = "action"
 WEBCAM_WINDOW = 2.0  # seconds; half of EPIC-KITCHENS-100's segments are shorter
 
-
-@dataclass(frozen=True)
-class Guess:
-    """One class, or for `action` one of each head, and how probable the model takes it to be."""
-
-    name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model says of one stretch of one video.
-
-    Attributes:
-        video: the file.
-        start, stop: seconds.
-        top: head → the most probable classes, and with several heads `action` → their most probable combinations, best
-            first.
-    """
-
-    video: str
-    start: float
-    stop: float
-    top: dict[str, list[Guess]]
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """What the model says of the last seconds of a camera.
-
-    Attributes:
-        top: as in `Answer`.
-        frame: number of the newest frame, counted from 1.
-        latency: seconds from that frame's capture to the answer.
-        skipped: frames captured since the answer before, besides the newest: looked at in no window's end.
-        rate: answers a second, over all so far.
-        camera_rate: frames a second.
-    """
-
-    top: dict[str, list[Guess]]
-    frame: int
-    latency: float
-    skipped: int
-    rate: float
-    camera_rate: float
-
-
-class Predictor:
-    """A checkpoint's model, ready to answer.
-
-    Args:
-        checkpoint: to load.
-        device: where the model runs; by default on the GPU if there is one.
-        top: how many classes an answer has.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, device: str | None = None, top: int = 5) -> None:
-        import torch
-
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.checkpoint = checkpoint
-        self.experiment = checkpoint.experiment
-        self.model = checkpoint.load_model(self.device)
-        self.transform = checkpoint.transform(self.model)
-        self.top = top
-
-    def video(self, path: str | Path, start: float = 0.0, stop: float | None = None) -> Answer:
-        """What is seen between two moments of a video, by default in all of it.
-
-        Raises:
-            RaylabError: the file cannot be read, or has nothing between these moments.
-        """
-        from raylab.data.clips import Clip
-        from raylab.data.dataset import ClipDataset
-        from raylab.data.video import probe
-
-        name = str(path)
-        duration = probe(Path(path)).duration
-        if start >= duration:
-            raise RaylabError(f"--start {start:g}: {name} ends at {duration:.2f} s")
-        if stop is not None and stop <= start:
-            raise RaylabError(f"--stop {stop:g}: not after --start {start:g}")
-        end = min(stop or math.inf, duration)
-        clip = Clip(name, name, start, end, 1, 2, {})
-        config = self.experiment.data.model_copy(update={"jpeg": "cpu"})
-        frames = ClipDataset([clip], {name: Path(path)}, config)[0]["video"]
-        return Answer(name, start, end, self.answer(frames))
-
-    def camera(self, camera: Camera) -> Iterator[Sighting]:
-        """What is seen in a running camera, again and again, each time in its newest frames, until it ends.
-
-        Raises:
-            RaylabError: the camera was lost.
-        """
-        began, last, answers = time.monotonic(), 0, 0
-        while shot := camera.latest(self.experiment.data.frames, after=last):
-            top = self.answer(shot.frames)
-            now = time.monotonic()
-            answers += 1
-            yield Sighting(
-                top=top,
-                frame=shot.number,
-                latency=now - shot.captured,
-                skipped=shot.number - last - 1,
-                rate=answers / max(now - began, 1e-9),
-                camera_rate=camera.rate,
-            )
-            last = shot.number
-
-    def answer(self, frames: Tensor) -> dict[str, list[Guess]]:
-        """What `Answer.top` is, of uint8 frames (T, 3, S, S), transformed as in evaluation."""
-        from raylab.evaluation.predictions import ONCE, average_views, bound
-        from raylab.evaluation.scores import rank_actions
-
-        video = self.transform(frames[None].to(self.device), [""], 0)
-        means = average_views(self.model, self.experiment, video, ONCE)
-        logs = {head: bound(values.cpu().numpy()) for head, values in means.items()}
-        labels = self.checkpoint.labels
-        asked = {head: {head: values} for head, values in logs.items()} | ({ACTION: logs} if len(logs) > 1 else {})
-        found = {}
-        for name, parts in asked.items():
-            places, probabilities = rank_actions(parts, self.top)
-            found[name] = _guesses({head: at[0] for head, at in places.items()}, probabilities[0], labels)
-        return found
-
-
-def _guesses(places: Mapping[str, Any], probabilities: Any, labels: Mapping[str, Sequence[str]]) -> list[Guess]:
-    return [
-        Guess(" ".join(labels[head][at[i]] for head, at in places.items()), float(probability))
-        for i, probability in enumerate(probabilities)
-    ]
+Act = Callable[[str], Any]
+"""Looks at one video, and says what it has found as JSON can hold it."""
 
 
 def as_table(top: Mapping[str, Sequence[Guess]], title: str) -> Table:
@@ -208,7 +76,13 @@ def predict(
     videos: Annotated[list[str] | None, typer.Argument(help="Video files.")] = None,
     start: Annotated[str | None, typer.Option(help="Where to begin: seconds or HH:MM:SS.sss.")] = None,
     stop: Annotated[str | None, typer.Option(help="Where to end.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 5,
+    top: Annotated[int | None, typer.Option(min=1, help="How many classes to show; 5 if not given.")] = None,
+    keyframes: Annotated[
+        str | None, typer.Option(help="Write the keyframes of each video to its own folder in this one.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of a video, that keyframes are; 0.15 if not given.")
+    ] = None,
     as_json: Annotated[str | None, typer.Option("--json", help="Write JSON to this file, or - for the output.")] = None,
     webcam: Annotated[str | None, typer.Option(help="Watch a camera: auto, a device, or a video file.")] = None,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds of the camera to look at.")] = WEBCAM_WINDOW,
@@ -216,34 +90,91 @@ def predict(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU if there is one.")] = None,
     storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
 ) -> None:
-    """Show the most probable classes of videos, or of a camera as it runs.
+    """Show the most probable classes of videos, or of a camera as it runs; or write the keyframes of videos.
 
     Example: raylab predict epic_phase2 kitchen.mp4 --start 12.5 --stop 15
     """
     if bool(videos) == bool(webcam):
         raise RaylabError("give videos, or --webcam, one of the two")
+    if keyframes and webcam:
+        raise RaylabError("--keyframes: are found in videos, not in a camera: leave --webcam out")
+    if keyframes and top:
+        raise RaylabError(f"--top {top}: counts classes: leave it out, or say with --share how many keyframes")
+    if share is not None and not keyframes:
+        raise RaylabError(f"--share {share:g}: is of keyframes: add --keyframes FOLDER")
     if device not in (None, "cpu", "cuda"):
         raise RaylabError(f"--device {device}: write cpu or cuda")
     first, last = seconds(start, "--start") or 0.0, seconds(stop, "--stop")
-    predictor = Predictor(find_checkpoint(checkpoint, storage), device, top)
-    if webcam:
-        watch(predictor, webcam, window, limit, as_json)
-        return
-    answers, failed = [], False
-    for path in videos or []:
-        try:
-            answers.append(predictor.video(path, first, last))
-        except RaylabError as error:
-            errors.print(f"[bold red]error:[/] {escape(str(error))}")
-            failed = True
-            continue
-        if as_json is None:
-            found = answers[-1]
-            console.print(as_table(found.top, f"{found.video}, {found.start:.2f} to {found.stop:.2f} s"))
+    found = find_checkpoint(checkpoint, storage)
+    quiet = as_json is not None
+    if keyframes:
+        act = _keyframes(found, device, share, Folder.open(keyframes), (first, last), quiet)
+    else:
+        from raylab.prediction.classes import Predictor
+
+        predictor = Predictor(found, device, top or 5)
+        if webcam:
+            watch(predictor, webcam, window, limit, as_json)
+            return
+        act = _classes(predictor, (first, last), quiet)
+    content, failed = one_by_one(list(dict.fromkeys(videos or [])), act)
     if as_json is not None:
-        _write_json([asdict(answer) for answer in answers], as_json)
+        _write_json(content, as_json)
     if failed:
         raise typer.Exit(1)
+
+
+def one_by_one(videos: Sequence[str], act: Act) -> tuple[list[Any], list[str]]:
+    """What is found in each video, and which could not be looked at: a bad one does not end the others."""
+    found, failed = [], []
+    for number, path in enumerate(videos, start=1):
+        waiting = errors.status(escape(f"{path} ({number} of {len(videos)})")) if errors.is_terminal else nullcontext()
+        try:
+            with waiting:
+                found.append(act(path))
+        except Exception as error:  # of whatever kind: videos are of all kinds, too
+            reason = str(error) if isinstance(error, RaylabError) else f"{path}: {type(error).__name__}: {error}"
+            errors.print(f"[bold red]error:[/] {escape(reason)}")
+            failed.append(path)
+    if failed and len(videos) > 1:
+        errors.print(f"{len(failed)} of {len(videos)} videos failed: {', '.join(failed)}", markup=False)
+    return found, failed
+
+
+def _classes(predictor: Predictor, between: tuple[float, float | None], quiet: bool) -> Act:
+    def act(path: str) -> dict[str, Any]:
+        found = predictor.video(path, *between)
+        if not quiet:
+            console.print(as_table(found.top, f"{found.video}, {found.start:.2f} to {found.stop:.2f} s"))
+        return asdict(found)
+
+    return act
+
+
+def _keyframes(
+    checkpoint: Checkpoint,
+    device: str | None,
+    share: float | None,
+    out: Folder,
+    between: tuple[float, float | None],
+    quiet: bool,
+) -> Act:
+    from raylab.data.keyshots import SHARE
+    from raylab.prediction.keyframes import KeyframePredictor
+    from raylab.prediction.pictures import counted
+
+    predictor = KeyframePredictor(checkpoint, device, SHARE if share is None else share)
+    out.check_writable()
+
+    def act(path: str) -> dict[str, Any]:
+        found = predictor.video(path, *between)
+        folder = found.write(out)
+        if not quiet:
+            count = f"{counted(found.keyframes, 'keyframe')} of {counted(found.seconds, 'sample')}"
+            console.print(f"{path}: {count} → {folder}", markup=False)
+        return {"folder": str(folder), **found.record()}
+
+    return act
 
 
 def watch(predictor: Predictor, source: str, window: float, limit: float | None, as_json: str | None) -> None:

@@ -41,7 +41,7 @@ def write_scores(predictions: Predictions, path: Path) -> None:
         RaylabError: the classes are not those of EPIC-KITCHENS-100, or the file cannot be written.
     """
     check_heads(_heads(predictions), path)
-    scores = {f"{head}_output": predictions.log_probabilities[head] for head in CLASSES}
+    scores = {f"{head}_output": predictions.values[head] for head in CLASSES}
     _write(path, lambda file: torch.save({**scores, "narration_id": np.array(predictions.ids)}, file))
 
 
@@ -52,7 +52,7 @@ def write_submission(predictions: Predictions, path: Path, supervision: Supervis
         RaylabError: the classes are not those of EPIC-KITCHENS-100, or the file cannot be written.
     """
     check_heads(_heads(predictions), path)
-    values = predictions.log_probabilities
+    values = predictions.values
     scores = (
         {head: {str(index): float(value) for index, value in enumerate(values[head][at])} for head in CLASSES}
         for at in range(len(predictions.ids))
@@ -83,7 +83,7 @@ def check_heads(heads: Mapping[str, int], path: Path) -> None:
 
 
 def _heads(predictions: Predictions) -> dict[str, int]:
-    return {head: values.shape[1] for head, values in predictions.log_probabilities.items()}
+    return {head: values.shape[1] for head, values in predictions.values.items()}
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:

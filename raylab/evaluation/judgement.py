@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from raylab.evaluation.efficiency import Efficiency
     from raylab.evaluation.predictions import Predictions
-    from raylab.evaluation.scores import Scores
+
+
+class Scores(ABC):
+    """Figures of one model on one split.
+
+    Attributes:
+        clips: how many were judged.
+        left_out: how many were not: a clip store could not read them.
+        percent: whether figures are parts of a whole, shown in per cent.
+        less: figures of which less is better.
+    """
+
+    clips: int
+    left_out: int
+    percent: ClassVar[bool] = True
+    less: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """By name; nan where nothing counts."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """What the figures are made of, as JSON types: a name → rows."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """The same for the terminal."""
+
+    @property
+    def extent(self) -> str:
+        """What was judged, in words."""
+        return f"{self.clips:,} clips"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one model, or an ensemble of several, was found to be worth.
+    """What one model was found to be worth, or an ensemble of several, or what stands beside models for comparison.
 
     Attributes:
         name: of its run, or `ensemble`.
+        figure: what it is judged by first, e.g. `action_top1`.
         about: what was judged: checkpoint, epoch, settings.
         predictions: split → what it says of every clip.
         scores: split → figures; none for a split without labels.
@@ -27,22 +63,17 @@ class Judgement:
     """
 
     name: str
+    figure: str
     about: dict[str, Any]
     predictions: dict[str, Predictions]
     scores: dict[str, Scores]
-    history: dict[str, float]
+    history: dict[str, float] = field(default_factory=dict)
     efficiency: list[Efficiency] = field(default_factory=list)
 
-    @property
-    def figure(self) -> str:
-        """What it is judged by first: `action_top1`, or with one head the top-1 accuracy of that."""
-        heads = list(next(iter(self.predictions.values())).log_probabilities)
-        return "action_top1" if len(heads) > 1 else f"{heads[0]}_top1"
-
     def gap(self) -> tuple[str, float]:
-        """How the overfitting gap was measured, and the gap: training less validation accuracy, of `figure`."""
+        """How the overfitting gap was measured, and the gap: `figure` in training less that in validation."""
         if {"train", "val"} <= self.scores.keys():
-            train, val = (self.scores[split].accuracy[self.figure] for split in ("train", "val"))
+            train, val = (self.scores[split].figures()[self.figure] for split in ("train", "val"))
             return "same views", train - val
         known = [self.history[key] for key in (f"gap/{self.figure}", "gap/accuracy") if key in self.history]
         return "while training", known[0] if known else math.nan
@@ -66,7 +97,7 @@ def record(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
                 "clips": scores.clips,
                 "left_out": scores.left_out,
                 "figures": scores.figures(),
-                "classes": scores.classes,
+                **scores.parts(),
             }
             for split, scores in judgement.scores.items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from raylab.config import DataConfig, Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import ClipDataset, EvalBatches, make_loader
+from raylab.data.dataset import Batch, ClipDataset
+from raylab.data.loader import EvalBatches, make_loader
 from raylab.errors import RaylabError
 from raylab.tasks.base import DTYPES
 from raylab.training.prefetch import Prefetch
@@ -66,25 +67,35 @@ class Predictions:
 
     Attributes:
         ids: of the clips.
-        log_probabilities: head → float32 (N, classes), bounded (see `bound`).
+        values: float32 (N, …): head → log-probabilities (N, classes), bounded (see `bound`); of a model of keyframes
+            `importance` → scores (N, T), 0 where a window has no frame.
     """
 
     ids: list[str]
-    log_probabilities: dict[str, NDArray[np.float32]]
+    values: dict[str, NDArray[np.float32]]
 
     @classmethod
     def join(cls, parts: Iterable[tuple[int, Predictions]]) -> Predictions:
         """Parts that were made elsewhere, each with its place, in the order of their places."""
         ordered = [part for _, part in sorted(parts, key=lambda part: part[0])]
-        heads = ordered[0].log_probabilities
         return cls(
             [id for part in ordered for id in part.ids],
-            {head: np.concatenate([part.log_probabilities[head] for part in ordered]) for head in heads},
+            {name: np.concatenate([part.values[name] for part in ordered]) for name in ordered[0].values},
         )
 
 
-def average(members: Sequence[Predictions]) -> Predictions:
-    """An ensemble: the mean of its members' probabilities.
+Outputs = dict[str, NDArray[np.float32]]
+Mean = Callable[[list[NDArray[np.float64]]], NDArray[np.float32]]
+Say = Callable[[nn.Module, Experiment, Batch, Views], Outputs]
+
+
+def mean_probability(members: list[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """The mean of log-probabilities as probabilities."""
+    return bound(np.logaddexp.reduce(members) - log(len(members)))
+
+
+def average(members: Sequence[Predictions], mean: Mean = mean_probability) -> Predictions:
+    """An ensemble: what its members say, averaged.
 
     Raises:
         RaylabError: the members speak of other clips, or of other classes.
@@ -93,14 +104,17 @@ def average(members: Sequence[Predictions]) -> Predictions:
     for other in members[1:]:
         if other.ids != first.ids:
             raise RaylabError("--ensemble: the models were evaluated on different clips")
-        shapes = [{head: value.shape for head, value in m.log_probabilities.items()} for m in (first, other)]
+        shapes = [{head: value.shape for head, value in m.values.items()} for m in (first, other)]
         if shapes[0] != shapes[1]:
             raise RaylabError(f"--ensemble: the models have different heads, {shapes[0]} and {shapes[1]}")
-    mean = {
-        head: np.logaddexp.reduce([member.log_probabilities[head].astype(np.float64) for member in members])
-        for head in first.log_probabilities
-    }
-    return Predictions(first.ids, {head: bound(value - log(len(members))) for head, value in mean.items()})
+    means = {head: mean([member.values[head].astype(np.float64) for member in members]) for head in first.values}
+    return Predictions(first.ids, means)
+
+
+def say_classes(model: nn.Module, experiment: Experiment, batch: Batch, views: Views) -> Outputs:
+    """Head → bounded log-probabilities of the clips of a batch, (B, classes)."""
+    means = average_views(model, experiment, batch["video"], views)
+    return {head: bound(values.cpu().numpy()) for head, values in means.items()}
 
 
 def predict(
@@ -110,6 +124,7 @@ def predict(
     split: str,
     views: Views = ONCE,
     share: tuple[int, int] = (0, 1),
+    say: Say = say_classes,
 ) -> list[tuple[int, Predictions]]:
     """Run a model over a split.
 
@@ -120,6 +135,7 @@ def predict(
         split: of the data set.
         views: their probabilities are averaged.
         share: rank and number of those who do it together.
+        say: asks the model.
 
     Returns:
         This rank's batches, each with its number. They hold the same bits for any number of ranks: a clip stands in the
@@ -140,9 +156,8 @@ def predict(
     transform = ClipTransform.for_model(model, experiment.data, train=False, seed=0)
     found = []
     for number, batch in enumerate(Prefetch(device)(loader, transform, epoch=0)):
-        means = average_views(model, experiment, batch["video"], views)
-        parts = {head: bound(values.cpu().numpy()) for head, values in means.items()}
-        found.append((rank + number * world_size, Predictions(batch["ids"], parts)))
+        said = say(model, experiment, batch, views)
+        found.append((rank + number * world_size, Predictions(batch["ids"], said)))
     return found
 
 

@@ -6,16 +6,21 @@ IJCV 2022, section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import nan, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raylab.data.clips import Clip, Dataset
+from raylab.evaluation.judgement import Scores
 from raylab.evaluation.predictions import Predictions
+from raylab.evaluation.tables import class_tables
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ACTION = "action"
 K = 5
@@ -26,12 +31,10 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Figures of one model on one split. Accuracies lie in [0, 1]; nan where no clip counts.
+class ClassScores(Scores):
+    """Figures of one model that classifies. Accuracies lie in [0, 1]; nan where no clip counts.
 
     Attributes:
-        clips: how many were judged.
-        left_out: how many were not: a clip store could not read them.
         accuracy: `verb_top1`, `verb_top5`, …, `action_top1`, `action_top5`; no top-5 of fewer than five classes, and no
             action where there is one head.
         unseen: `verb_top1`, …, of clips whose participant is not in the training set; None where that is not known.
@@ -54,8 +57,22 @@ class Scores:
         more = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         return {**self.accuracy, **more}
 
+    def parts(self) -> dict[str, Any]:
+        """Head → rows, as `classes`."""
+        return {"classes": self.classes}
 
-def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
+    def tables(self) -> list[Table]:
+        """One of each head."""
+        return class_tables(self.classes)
+
+
+def first_figure(heads: Iterable[str]) -> str:
+    """What models are judged by first: `action_top1`, or with one head the top-1 accuracy of that."""
+    names = list(heads)
+    return f"{ACTION if len(names) > 1 else names[0]}_top1"
+
+
+def score(predictions: Predictions, dataset: Dataset, split: str) -> ClassScores:
     """Judge predictions by the labels of a split.
 
     The score of an action is the product of the probabilities of its classes (EPIC: verb and noun), ranked over all
@@ -70,7 +87,7 @@ def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
     by_id: dict[str, Clip] = {clip.id: clip for clip in dataset.splits[split].clips}
     clips = [by_id[id] for id in predictions.ids]
     labels = {head: np.array([clip.labels[head] for clip in clips], np.int64) for head in dataset.heads}
-    hits = {head: rank(values) == labels[head][:, None] for head, values in predictions.log_probabilities.items()}
+    hits = {head: rank(values) == labels[head][:, None] for head, values in predictions.values.items()}
     counts = dict(dataset.heads)
     if len(counts) > 1:
         hits[ACTION] = action_hits(predictions, labels)
@@ -80,7 +97,7 @@ def score(predictions: Predictions, dataset: Dataset, split: str) -> Scores:
     if tail and ACTION in hits:
         tail[ACTION] = np.logical_or.reduce(list(tail.values()))
     classes = {head: _by_class(hits[head], labels[head], dataset.labels[head]) for head in dataset.heads}
-    return Scores(
+    return ClassScores(
         clips=len(clips),
         left_out=len(by_id) - len(clips),
         accuracy={
@@ -125,7 +142,7 @@ def rank_actions(log_probabilities: Mapping[str, NDArray[np.float32]], k: int) -
 
 def action_hits(predictions: Predictions, labels: Mapping[str, Labels]) -> NDArray[np.bool_]:
     """Whether each of the `K` highest combinations is right in every head, (N, K)."""
-    places, _ = rank_actions(predictions.log_probabilities, K)
+    places, _ = rank_actions(predictions.values, K)
     return np.logical_and.reduce([at == labels[head][:, None] for head, at in places.items()])
 
 

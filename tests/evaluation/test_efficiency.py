@@ -40,7 +40,9 @@ def test_a_model_is_counted_as_the_registry_counts_it() -> None:
     (found,) = measure({"one": model}, 4, 32, 2, CPU, "fp32")
     assert (found.name, found.parameters) == ("one", count_parameters(config, HEADS).total)
     assert found.flops == count_flops(config, HEADS, 4, 32)
+    assert found.bytes == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     assert found.clips_per_second > 0
+    assert found.seconds > 0
     assert found.conditions == f"4 × 32², batches of 2, fp32, cpu with {torch.get_num_threads()} threads"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # no batch norm moved
     assert {parameter.device for parameter in model.parameters()} == {CPU}
@@ -78,9 +80,12 @@ def test_models_take_turns_at_whole_batches() -> None:
     models = {name: Watched(name, seen) for name in ("student", "teacher")}
     found = measure(models, 4, 8, 5, CPU, "bf16")
     assert [(row.name, row.parameters, row.flops) for row in found] == [("student", 16, 16), ("teacher", 16, 16)]
-    assert {batch[1:] for batch in seen} == {((5, 4, 3, 8, 8), torch.bfloat16, False)}
+    assert {batch[2:] for batch in seen} == {(torch.bfloat16, False)}
+    shapes = [shape for _, shape, *_ in seen]
+    assert shapes == sorted(shapes, reverse=True)  # first whole batches, then one clip alone
+    assert set(shapes) == {(5, 4, 3, 8, 8), (1, 4, 3, 8, 8)}
     turns = [name for at, (name, *_) in enumerate(seen) if at == 0 or seen[at - 1][0] != name]
-    assert turns == ["student", "teacher"] * (2 + ROUNDS)  # warmed up, tried once, then timed
+    assert turns == ["student", "teacher"] * (2 * (2 + ROUNDS) + 1)  # warmed up, tried once, timed; last its memory
 
 
 def test_the_command_measures_a_checkpoint(tmp_path: Path, small_experiment, train_run, cli) -> None:

@@ -54,8 +54,8 @@ def test_two_workers_find_what_one_does(storage: Path) -> None:
     together = judge("first", storage=storage, workers=2)
     assert together.scores == alone.scores
     assert together.predictions["val"].ids == alone.predictions["val"].ids
-    for head, values in alone.predictions["val"].log_probabilities.items():
-        assert np.array_equal(together.predictions["val"].log_probabilities[head], values)
+    for head, values in alone.predictions["val"].values.items():
+        assert np.array_equal(together.predictions["val"].values[head], values)
 
 
 def test_models_are_compared_and_put_together(storage: Path, tmp_path: Path, cli) -> None:
@@ -147,7 +147,7 @@ def test_scores_in_the_official_form(tmp_path: Path) -> None:
         assert (values.dtype, values.shape) == (np.float32, (7, classes))
         assert (values >= FLOOR).all()
         assert (values <= 0).all()
-        assert np.array_equal(values, made.log_probabilities[head])
+        assert np.array_equal(values, made.values[head])
     assert read["narration_id"].tolist() == made.ids
 
 
@@ -162,7 +162,7 @@ def test_a_submission_in_the_official_form(tmp_path: Path) -> None:
     assert list(results) == made.ids
     assert results["P01_01_3"].keys() == {"verb", "noun"}
     assert list(results["P01_01_3"]["verb"]) == [str(index) for index in range(97)]
-    assert results["P01_01_3"]["noun"]["299"] == float(made.log_probabilities["noun"][3, 299])
+    assert results["P01_01_3"]["noun"]["299"] == float(made.values["noun"][3, 299])
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_wide_logits_stay_bounded_and_keep_their_order(experiment) -> None:
     data = load_dataset(experiment.data, ("val",))
     ((_, first), *rest) = predict(Constant([500.0, -500.0, 0.0, 499.0]), experiment, data, "val")
     assert len(rest) == 4
-    values = first.log_probabilities["verb"][0]
+    values = first.values["verb"][0]
     assert values.dtype == np.float32
     assert values.min() > FLOOR
     assert np.argsort(-values).tolist() == [0, 3, 2, 1]
@@ -90,8 +90,8 @@ def test_any_number_of_ranks_gives_the_same_bits(experiment) -> None:
         ]
         shared = Predictions.join(parts)
         assert shared.ids == whole.ids
-        for head, values in whole.log_probabilities.items():
-            assert np.array_equal(shared.log_probabilities[head], values)
+        for head, values in whole.values.items():
+            assert np.array_equal(shared.values[head], values)
 
 
 def test_views_are_averaged_as_probabilities(experiment) -> None:
@@ -108,14 +108,14 @@ def test_views_are_averaged_as_probabilities(experiment) -> None:
             model(video[crop, :, clip][None])["noun"].double().softmax(1)[0] for crop in range(3) for clip in range(2)
         ]
     mean = torch.stack(each).mean(0).log().numpy()
-    np.testing.assert_allclose(found.log_probabilities["noun"][0], mean, rtol=1e-4)
+    np.testing.assert_allclose(found.values["noun"][0], mean, rtol=1e-4)
 
 
 def test_an_ensemble_is_the_mean_of_probabilities() -> None:
     one, other = (Predictions(["a"], {"verb": np.log(np.array([row], np.float32))}) for row in ([0.8, 0.2], [0.4, 0.6]))
     together = average([one, other])
-    np.testing.assert_allclose(np.exp(together.log_probabilities["verb"]), [[0.6, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(together.values["verb"]), [[0.6, 0.4]], rtol=1e-6)
     with pytest.raises(RaylabError, match="different clips"):
-        average([one, Predictions(["b"], one.log_probabilities)])
+        average([one, Predictions(["b"], one.values)])
     with pytest.raises(RaylabError, match="different heads"):
         average([one, Predictions(["a"], {"verb": np.zeros((1, 3), np.float32)})])

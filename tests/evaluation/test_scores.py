@@ -91,7 +91,7 @@ def test_one_head_makes_no_action() -> None:
 def test_clips_that_could_not_be_read_are_counted_apart() -> None:
     truth = dataset([(0, 0), (1, 1), (0, 1)], (2, 2))
     made = predictions([[1, 0], [1, 0]], [[1, 0], [0, 1]])
-    found = score(Predictions(["0", "2"], made.log_probabilities), truth, "val")
+    found = score(Predictions(["0", "2"], made.values), truth, "val")
     assert (found.clips, found.left_out, found.accuracy["action_top1"]) == (2, 1, 1.0)
 
 
@@ -99,7 +99,7 @@ def test_an_action_is_ranked_by_the_product_of_probabilities() -> None:
     # Verb 1 with noun 0 (0.27) comes before verb 0 with noun 1 (0.05), though noun 1 is only its head's second.
     verb = [[0.5, 0.3, 0.2, 0, 0, 0]]
     noun = [[0.9, 0.1, 0, 0, 0, 0]]
-    at, products = rank_actions(predictions(verb, noun).log_probabilities, 6)
+    at, products = rank_actions(predictions(verb, noun).values, 6)
     pairs = list(zip(at["verb"][0].tolist(), at["noun"][0].tolist(), strict=True))
     assert pairs == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
     assert products[0] == pytest.approx([0.45, 0.27, 0.18, 0.05, 0.03, 0.02])
@@ -130,7 +130,7 @@ def test_as_scikit_learn_and_brute_force_over_all_pairs_say(seed: int, verbs: in
     labels = [(int(rng.integers(verbs)), int(rng.integers(nouns))) for _ in range(30)]
     made = predictions(*(softmax(spread * rng.normal(size=(30, n))) for n in (verbs, nouns)))
     found = score(made, dataset(labels, (verbs, nouns)), "val")
-    verb, noun = (made.log_probabilities[head].astype(np.float64) for head in ("verb", "noun"))
+    verb, noun = (made.values[head].astype(np.float64) for head in ("verb", "noun"))
     pairs = (verb[:, :, None] + noun[:, None, :]).reshape(30, -1)
     truth = {
         "verb": [v for v, _ in labels],
@@ -172,7 +172,7 @@ def test_the_majority_class_on_the_official_validation_split() -> None:
         counts = np.bincount([clip.labels[head] for clip in clips], minlength=len(names))
         frequency[head] = np.tile(counts / counts.sum(), (len(clips), 1))
     made = predictions(frequency["verb"], frequency["noun"])
-    found = score(Predictions([clip.id for clip in clips], made.log_probabilities), truth, "val")
+    found = score(Predictions([clip.id for clip in clips], made.values), truth, "val")
     assert found.clips == 9668
     percent = {name: round(100 * value, 2) for name, value in found.accuracy.items()}
     assert (percent["verb_top1"], percent["noun_top1"], percent["action_top1"]) == (20.04, 4.45, 1.47)

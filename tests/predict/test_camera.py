@@ -15,7 +15,7 @@ import torch
 
 from raylab.data.camera import Camera
 from raylab.errors import RaylabError
-from raylab.predict import Predictor
+from raylab.prediction.classes import Predictor
 from raylab.results import find_checkpoint
 
 COUNT, FPS = 60, 30

@@ -14,7 +14,8 @@ import torch
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.evaluate import judge
-from raylab.predict import Predictor, seconds
+from raylab.predict import seconds
+from raylab.prediction.classes import Predictor
 from raylab.results import find_checkpoint
 from raylab.storage import Folder
 from raylab.training.loop import Worker, train
@@ -39,7 +40,7 @@ def test_a_segment_gets_the_answer_that_the_evaluation_gives(predictor: Predicto
     for index, clip in enumerate(list(dataset.splits["val"].clips)[:3]):
         answer = predictor.video(dataset.sources[clip.video], clip.start, clip.stop)
         assert (answer.start, answer.stop) == (clip.start, clip.stop)
-        for head, values in judged.log_probabilities.items():
+        for head, values in judged.values.items():
             best = torch.tensor(values[index]).exp().topk(3)
             names = [dataset.labels[head][at] for at in best.indices]
             assert [guess.name for guess in answer.top[head]] == names
