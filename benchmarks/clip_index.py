@@ -177,7 +177,7 @@ def drawing(clips: int) -> tuple[float, float]:
     """CPU seconds of an epoch's batches: raylab's, PyTorch's."""
     from torch.utils.data import BatchSampler, RandomSampler
 
-    from raylab.data.dataset import TrainBatches
+    from raylab.data.loader import TrainBatches
 
     times = [time.process_time()]
     for batches in (TrainBatches(clips, 24, 0, 1, 0), BatchSampler(RandomSampler(range(clips)), 24, drop_last=True)):
@@ -242,7 +242,8 @@ def memory_of_loader(workers: int, clips: int, folder: Path) -> tuple[float, flo
     """
     import torch
 
-    from raylab.data.dataset import ClipDataset, TrainBatches, make_loader
+    from raylab.data.dataset import ClipDataset
+    from raylab.data.loader import TrainBatches, make_loader
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more processes than cores

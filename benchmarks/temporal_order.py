@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from raylab.config import Experiment
 from raylab.data.clips import Dataset
-from raylab.data.dataset import ClipDataset, EvalBatches, make_loader
+from raylab.data.dataset import ClipDataset
 from raylab.data.datasets import load_dataset
+from raylab.data.loader import EvalBatches, make_loader
 from raylab.errors import RaylabError
 from raylab.results import Checkpoint
 from raylab.storage import Folder

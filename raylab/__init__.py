@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from raylab.config import Experiment
     from raylab.errors import RaylabError
     from raylab.evaluate import Judgement, judge
-    from raylab.predict import Predictor
+    from raylab.prediction.classes import Predictor
+    from raylab.prediction.keyframes import KeyframePredictor
     from raylab.results import Checkpoint, Run, best_checkpoint, runs
     from raylab.sweeps.space import SearchSpace
     from raylab.train import fit
@@ -29,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "Experiment",
     "Judgement",
+    "KeyframePredictor",
     "Predictor",
     "RaylabError",
     "Run",
@@ -45,7 +47,8 @@ _HOMES = {
     "Checkpoint": "results",
     "Experiment": "config",
     "Judgement": "evaluate",
-    "Predictor": "predict",
+    "KeyframePredictor": "prediction.keyframes",
+    "Predictor": "prediction.classes",
     "RaylabError": "errors",
     "Run": "results",
     "SearchSpace": "sweeps.space",

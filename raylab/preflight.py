@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from operator import attrgetter
 
-from raylab.config import DistillConfig, Experiment
+from raylab.config import Experiment
+from raylab.data.clips import Dataset
 from raylab.data.datasets import load_dataset
 from raylab.errors import RaylabError
 from raylab.models.registry import find_model
 from raylab.storage import Folder
 
 DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
+OWN = {"distillation": "distill", "keyframes": "keyframes"}
+"""Task → the section of an experiment that is its own."""
 
 
 def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experiment] = ()) -> str:
@@ -38,13 +41,14 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     data = experiment.data
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
-    which = attrgetter("frames", "size", "sampling", "split", "folds", "fold")
+    which = attrgetter("frames", "size", "sampling", "fps", "split", "folds", "fold")
     asked = {which(variant.data): variant.data for variant in reversed(variants)}
     datasets = {key: load_dataset(wanted) for key, wanted in asked.items()}  # a named store must serve every one
     dataset = datasets[which(data)]
     stored = dataset.stored.get("train")
     for variant in variants:
         its = datasets[which(variant.data)]
+        check_data(variant, its)
         clips = len(its.stored["train"].chosen if its.stored else its.splits["train"].clips)
         batch = variant.data.batch_size * variant.resources.workers
         if batch > clips:
@@ -59,6 +63,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     from raylab.data.dataset import ClipDataset
     from raylab.models.weights import resolve_weights
 
+    check_structures(variants, dataset.heads)
     lines = []
     for split, found in dataset.splits.items():
         clips_of_split = ClipDataset.of(dataset, split, data)
@@ -86,6 +91,23 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     return "\n".join(dict.fromkeys(lines))
 
 
+def check_structures(experiments: Iterable[Experiment], heads: Mapping[str, int]) -> None:
+    """Check stages against the models that are to go through them, without their weights.
+
+    Raises:
+        RaylabError: a model has not the parts that a stage fixes.
+    """
+    import torch
+
+    from raylab.models.registry import build_model
+    from raylab.training.stages import check_stages
+
+    for model, stages in dict.fromkeys((e.model, e.train.stages) for e in experiments if e.train.stages):
+        with torch.device("meta"):
+            structure = build_model(model, heads, pretrained=False)
+        check_stages(structure, stages)
+
+
 def check_task(experiment: Experiment, clips: Mapping[str, int]) -> list[str]:
     """Check what one task has and others have not.
 
@@ -99,14 +121,36 @@ def check_task(experiment: Experiment, clips: Mapping[str, int]) -> list[str]:
     Raises:
         RaylabError: a setting means nothing to the task, or a network it learns from cannot be had or does not fit.
     """
+    for task, section in OWN.items():
+        value = getattr(experiment, section)
+        if experiment.task != task and value != type(value)():
+            raise RaylabError(f"{section}: means nothing to the task {experiment.task}: set task={task}, or remove it")
+    if experiment.task == "keyframes" and experiment.loss != type(experiment.loss)():
+        raise RaylabError(
+            "loss: means nothing to the task keyframes: set keyframes.ranking_weight and keyframes.mse_weight in its "
+            "place"
+        )
     if experiment.task != "distillation":
-        if experiment.distill != DistillConfig():
-            raise RaylabError(
-                f"distill: means nothing to the task {experiment.task}: set task=distillation, or remove it"
-            )
         return []
     if experiment.loss.weights:
         raise RaylabError("loss.weights: there is one head: set distill.classification_weight in their place")
     from raylab.models.frozen import check_sources
 
     return check_sources(experiment, clips)
+
+
+def check_data(experiment: Experiment, dataset: Dataset) -> None:
+    """Check that a data set has what a task learns from: scores of frames, or classes of clips.
+
+    Raises:
+        RaylabError: it has the other, or its frames are not sampled so that each gets one score.
+    """
+    task, data = experiment.task, experiment.data
+    if (task == "keyframes") != bool(dataset.importance):
+        has = "classes of clips" if dataset.labels else "scores of frames"
+        fit = "tvsum" if task == "keyframes" else "epic"
+        raise RaylabError(
+            f"data.dataset = {data.dataset}: has {has}, nothing for the task {task}: set data.dataset={fit}"
+        )
+    if task == "keyframes" and data.sampling != "rate":
+        raise RaylabError(f"data.sampling = {data.sampling}: scores are of frames at data.fps: set data.sampling=rate")

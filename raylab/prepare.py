@@ -23,12 +23,13 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from raylab.cli import console, run_verb
-from raylab.config import DataConfig, Experiment, parse_overrides, read_yaml, validate
+from raylab.config import DataConfig, Experiment
 from raylab.data.clips import ClipTable, Dataset
 from raylab.data.datasets import load_dataset, stores_folder
 from raylab.data.store.manifest import MANIFEST, Manifest, StoreSettings
 from raylab.data.store.sources import look, read_seen, write_seen
 from raylab.errors import RaylabError
+from raylab.schema import parse_overrides, read_yaml, validate
 from raylab.sweeps.space import find
 from raylab.train import load_experiment
 from raylab.tune import choose
@@ -187,12 +188,17 @@ def prepare(
     Example: raylab prepare epic_phase2 data.root=/data/epic
     """
     base, frames, side, sampling = variants(experiment, overrides or [], demo)
-    drawn = [rule for rule in sampling if rule != "uniform"]
-    if drawn and fps is None:
-        raise RaylabError(f"data.sampling = {drawn[0]}: frames differ from epoch to epoch: give --fps")
+    windows = "rate" in sampling
+    if windows and set(sampling) != {"rate"}:
+        raise RaylabError(f"data.sampling = {', '.join(sampling)}: windows need a store of their own: set one")
+    if windows and fps is not None:
+        raise RaylabError(f"--fps {fps:g}: means nothing with data.sampling = rate: set data.fps")
+    if "segments" in sampling and fps is None:
+        raise RaylabError("data.sampling = segments: frames differ from epoch to epoch: give --fps")
     asked = {
-        "frames": frames if fps is None else (),
+        "frames": () if windows or fps is not None else frames,
         "fps": fps,
+        "rate": base.data.fps if windows else None,
         "short_side": max(256, side) if short_side is None else short_side,
         "quality": quality,
         "sides": not square,

@@ -94,6 +94,8 @@ class Checkpoint:
     def load_model(self, device: str | torch.device = "cpu") -> nn.Module:
         """The trained model, in evaluation mode: float (B, T, 3, H, W) → head → logits (B, classes).
 
+        Weights that were saved under DataParallel, DDP or `torch.compile` are those of the model too.
+
         Raises:
             RaylabError: the weights are damaged, or not those of the model.
         """
@@ -101,11 +103,12 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         from raylab.models.registry import build_model
+        from raylab.models.weights import fill
 
         with self.folder.as_local() as folder:
             model = build_model(self.experiment.model, self.heads, checkpoint=folder)
             try:
-                model.load_state_dict(load_file(folder / "model.safetensors"))
+                fill(model, load_file(folder / "model.safetensors"))
             except (OSError, SafetensorError, RuntimeError) as error:
                 raise RaylabError(f"{self.folder / 'model.safetensors'}: not weights of this model: {error}") from None
         return model.to(device).eval()

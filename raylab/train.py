@@ -22,10 +22,11 @@ import typer
 from rich.markup import escape
 
 from raylab.cli import console, run_verb
-from raylab.config import Experiment, parse_overrides, read_yaml
+from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
 from raylab.preflight import preflight
 from raylab.results import DEFAULT_STORAGE, Run, how_to_load
+from raylab.schema import parse_overrides, read_yaml
 from raylab.storage import Folder
 from raylab.sweeps.space import SearchSpace, find
 from raylab.training.runfolder import RunFolder, decisive, set_aside

@@ -144,7 +144,7 @@ def introduction(space: SearchSpace, folder: SweepFolder) -> str:
     model = "of its own" if "model.name" in space.space else experiment.model.name
     lines = [
         f"{space.name}: {space.description}",
-        f"{space.trials} trials, {len(space.documented)} of them documented; {train.epochs} epochs, "
+        f"{space.trials} trials, {len(space.documented)} of them documented; {train.length} epochs, "
         f"{stopping}; best by {search.metric} ({search.mode})",
         f"model {model}, {data.frames} frames of {data.size}×{data.size}, batch {batch}",
         f"searching {', '.join(f'{path} {values}' for path, values in space.space.items())}",

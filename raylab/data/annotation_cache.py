@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from raylab.data.clips import Annotations, ClipTable, Dataset, IssueTable
+from raylab.data.importance import read_importance, write_importance
 from raylab.data.table import RecordTable
 from raylab.errors import RaylabError
 from raylab.storage import cache_folder, replacing
 
-FORMAT = 2  # raise it when a change of the code changes the files of an entry
+FORMAT = 3  # raise it when a change of the code changes the files of an entry
 KEPT_DAYS = 30
 """An entry that was not opened for so long is removed when another is written."""
 
+_IMPORTANCE = "importance.safetensors"
 _SEAL = "dataset.json"  # labels, subsets and lengths; written last, so an entry without it is not complete
 
 
@@ -70,7 +72,8 @@ def _open(entry: Path) -> Dataset:
     with suppress(OSError):  # a cache that others wrote
         os.utime(entry)
     tail = {head: frozenset(classes) for head, classes in about["tail"].items()}
-    return Dataset(splits, about["labels"], unseen=frozenset(about["unseen"]), tail=tail)
+    importance = read_importance(entry / _IMPORTANCE, about["importance"]) if about["importance"] else {}
+    return Dataset(splits, about["labels"], unseen=frozenset(about["unseen"]), tail=tail, importance=importance)
 
 
 def _write(entry: Path, dataset: Dataset) -> None:
@@ -79,12 +82,15 @@ def _write(entry: Path, dataset: Dataset) -> None:
         lengths[split] = {name: len(table) for name, table in _tables(read)}
         for name, table in _tables(read):
             table.write(_file(entry, split, name))
+    if dataset.importance:
+        write_importance(entry / _IMPORTANCE, dataset.importance)
     with replacing(entry / _SEAL) as writing:
         about = {
             "labels": dataset.labels,
             "unseen": sorted(dataset.unseen),
             "tail": {head: sorted(classes) for head, classes in dataset.tail.items()},
             "splits": lengths,
+            "importance": {video: (known.frames, known.category) for video, known in dataset.importance.items()},
         }
         writing.write_text(json.dumps(about), encoding="utf-8")
 

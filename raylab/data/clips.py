@@ -16,6 +16,7 @@ from raylab.errors import RaylabError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from raylab.data.importance import Importance
     from raylab.data.store.reader import StoredFrames
 
 
@@ -164,6 +165,7 @@ class Dataset:
         refusals: why clip stores that are there do not serve.
         unseen: groups of `val` that have no clip in `train`, as published; empty where that is not known.
         tail: head name → rare classes, as published; empty where they are not known.
+        importance: video id → how important its frames are, of all videos in the splits; empty where that is not known.
     """
 
     splits: dict[str, Annotations]
@@ -173,6 +175,7 @@ class Dataset:
     refusals: list[str] = field(default_factory=list)
     unseen: frozenset[str] = frozenset()
     tail: dict[str, frozenset[int]] = field(default_factory=dict)
+    importance: dict[str, Importance] = field(default_factory=dict)
 
     @property
     def heads(self) -> dict[str, int]:

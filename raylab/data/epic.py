@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a 
     from raylab.config import DataConfig
 
 FORMAT = 2  # raise it when a change of the code changes what is read: caches are told apart by it
+SETTINGS = ("max_clips",)
 SPLITS = {
     "train": "EPIC_100_train.csv",
     "val": "EPIC_100_validation.csv",
@@ -83,12 +84,12 @@ def annotation_files(config: DataConfig, splits: Sequence[str] = LABELLED) -> di
     return {what: folder / name for folder in found for what, name in wanted.items() if name in there[folder]}
 
 
-def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dataset:
+def read_dataset(files: Mapping[str, Path], config: DataConfig) -> Dataset:
     """Read EPIC-KITCHENS-100's annotations.
 
     Args:
         files: what `annotation_files` finds.
-        max_clips: take at most this many clips of each split, evenly spaced.
+        config: `max_clips` is used: at most so many clips of each split, evenly spaced.
 
     Returns:
         The splits that `files` has, heads `verb` and `noun`; no sources.
@@ -104,7 +105,8 @@ def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dat
         for split in SPLITS
         if split in files
     }
-    splits = {split: limit(read, files[split], max_clips, "take the official file") for split, read in splits.items()}
+    remedy = "take the official file"
+    splits = {split: limit(read, files[split], config.max_clips, remedy) for split, read in splits.items()}
     unseen = frozenset(read_names(files["unseen"])) if "unseen" in files else frozenset()
     tail = {
         head: frozenset(read_tail(files[f"tail_{head}"], head, classes[head]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from raylab.data.video import VideoError
+from raylab.data.container import VideoError
 
 
 def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
@@ -28,7 +28,7 @@ def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
     """
     folder = Path(folder)
     images: dict[Path, Tensor] = {}
-    paths = [_extracted(folder, number) for number in numbers]
+    paths = extracted_paths(folder, numbers)
     for path in dict.fromkeys(paths):
         try:
             images[path] = decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
@@ -39,6 +39,11 @@ def read_extracted(folder: Path | str, numbers: Sequence[int]) -> Tensor:
     if len(sizes) > 1:
         raise VideoError(f"{folder}: frames of {' and '.join(sorted(sizes))} pixels in one clip; extract them again")
     return torch.stack([images[path] for path in paths])
+
+
+def extracted_paths(folder: Path, numbers: Sequence[int]) -> list[Path]:
+    """The files of these frames; arguments and errors are those of `read_extracted`."""
+    return [_extracted(folder, number) for number in numbers]
 
 
 def _extracted(folder: Path, number: int) -> Path:

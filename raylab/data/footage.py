@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from raylab.data.clips import Clip
 from raylab.data.extracted import read_extracted
-from raylab.data.sampling import frame_numbers, frame_times
+from raylab.data.sampling import frame_numbers, frame_times, sample_times
 from raylab.data.video import VideoInfo, probe, read_frames
 from raylab.errors import RaylabError
 
@@ -44,6 +44,21 @@ def positions(clip: Clip, source: Path, frames: int, fractions: Sequence[float] 
         return [min(start + fraction * (stop - start), last) for fraction in fractions]
     # The frame on screen half a frame later is the nearest one: what `frame_numbers` rounds to.
     return [time + 0.5 / fps for time in frame_times(start, stop, fps, frames)]
+
+
+def positions_at_rate(clip: Clip, source: Path, rate: float) -> list[float]:
+    """Positions of the frames on screen every 1 / `rate` seconds from the start of a window on: see `data.windows`.
+
+    Args:
+        clip: a window.
+        source: a video file.
+        rate: frames a second.
+
+    Raises:
+        RaylabError: the video cannot be read, or ends before the window begins.
+    """
+    _stretch(clip, source)
+    return sample_times(clip.start, clip.stop, rate)
 
 
 def frames_at_rate(clip: Clip, source: Path, rate: float) -> int:

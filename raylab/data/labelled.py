@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # pydantic takes longer to import than this module to read a 
     from raylab.config import DataConfig
 
 FORMAT = 1  # raise it when a change of the code changes what is read: caches are told apart by it
+SETTINGS = ("max_clips",)
 SPLITS = {"train": "train.csv", "val": "val.csv", "test": "test.csv"}
 HEAD = "label"
 
@@ -59,12 +60,12 @@ def annotation_files(config: DataConfig, splits: Sequence[str] = ("train", "val"
     return files
 
 
-def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dataset:
+def read_dataset(files: Mapping[str, Path], config: DataConfig) -> Dataset:
     """Read a labelled folder's lists.
 
     Args:
         files: what `annotation_files` finds.
-        max_clips: take at most this many clips of each split, evenly spaced.
+        config: `max_clips` is used: at most so many clips of each split, evenly spaced.
 
     Returns:
         The splits that `files` has, one head `label` whose classes are the labels of `classes`, sorted; no sources.
@@ -80,7 +81,7 @@ def read_dataset(files: Mapping[str, Path], max_clips: int | None = None) -> Dat
         if split in files
     }
     remedy = "a row is a path, white space and a label: videos/video1.mp4 A"
-    splits = {split: limit(read, files[split], max_clips, remedy) for split, read in splits.items()}
+    splits = {split: limit(read, files[split], config.max_clips, remedy) for split, read in splits.items()}
     return Dataset(splits, {HEAD: labels})
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a clip the model sees: evenly spaced, or one from each of as many equal segments."""
+"""Which frames of a clip the model sees: evenly spaced, one from each of n equal segments, or so many a second."""
 
 from __future__ import annotations
 
@@ -73,6 +73,26 @@ def segment_fractions(n: int, random: Random | None = None) -> list[float]:
         raise ValueError(f"n must be at least 1, not {n}")
     below_one = math.nextafter(1, 0)  # what the last sum may round up to
     return [min((i + (random.random() if random else 0.5)) / n, below_one) for i in range(n)]
+
+
+def sample_count(seconds: float, fps: float) -> int:
+    """How many frames `sample_times` takes in so many seconds: at least one.
+
+    Raises:
+        ValueError: there are no seconds, or not finitely many, or `fps` is not positive.
+    """
+    if not (0 < seconds < math.inf and fps > 0):
+        raise ValueError(f"seconds and fps must be positive and finite, not {seconds} and {fps}")
+    return max(1, math.ceil(seconds * fps - 1e-6))  # less than a rounding error of a sample later is no sample
+
+
+def sample_times(start: float, stop: float, fps: float) -> list[float]:
+    """Times from `start` on, 1 / `fps` apart, as long as they lie before `stop`.
+
+    Raises:
+        ValueError: as `sample_count`.
+    """
+    return [start + k / fps for k in range(sample_count(stop - start, fps))]
 
 
 def _check(start: float, stop: float, n: int) -> None:

@@ -16,47 +16,41 @@ one thread: many workers, one clip each, is faster than one clip in many threads
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 from torch import Tensor
 
+from raylab.data.container import (
+    NO_FRAME,
+    VideoError,
+    clock,
+    duration,
+    on_screen,
+    open_video,
+    quarter_turns,
+    refuse_cut,
+    upright,
+)
 from raylab.errors import RaylabError, unknown_name
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
 EPSILON = 1e-3
 """Seconds: a frame that appears within this time after `t` counts as on screen at `t`. Matroska and FLV round each
 frame's time to a whole millisecond, so frame n may be stored a little after n / fps."""
 
-CUT_SHORT = 1.0
-"""Seconds of declared video that may be missing at the end of a file before it is refused as cut short."""
-
-_PROGRESSIVE = 1  # AV_FIELD_PROGRESSIVE
 _UNINDEXED = {"avi", "mpeg", "mpegts"}  # containers without presentation times, or without an index of keyframes
 _USE_PYAV = "use data.decoder=pyav"
-_NO_FRAME = "no frame could be decoded; record, convert or download the file again"
-
-
-class VideoError(RaylabError):
-    """A video, or a folder of frames, that cannot be read. The message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +86,11 @@ def probe(path: Path | str) -> VideoInfo:
         VideoError: the file is missing, is not a video, or its first frame cannot be decoded.
     """
     path = Path(path)
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
-            raise VideoError(f"{path}: {_NO_FRAME}")
-        turns = _quarter_turns(frame)
+            raise VideoError(f"{path}: {NO_FRAME}")
+        turns = quarter_turns(frame)
         width, height = (stream.height, stream.width) if turns % 2 else (stream.width, stream.height)
         return VideoInfo(
             path=path,
@@ -104,7 +98,7 @@ def probe(path: Path | str) -> VideoInfo:
             height=height,
             fps=float(stream.average_rate),  # type: ignore[arg-type]  # checked when opened
             frames=stream.frames or None,
-            duration=_duration(path, container, stream),
+            duration=duration(path, container, stream),
             rotation=-90 * turns % 360,
         )
 
@@ -135,42 +129,68 @@ def read_frames(path: Path | str, times: Sequence[float], decoder: str = "pyav")
     return DECODERS[decoder](path, times)
 
 
+def stream_frames(path: Path | str, times: Sequence[float]) -> Iterator[Tensor]:
+    """The frames that `read_frames` gives, one after another: memory holds one, however long the video.
+
+    Args:
+        path: as there.
+        times: as there, but ascending.
+
+    Yields:
+        For each time, uint8 RGB (3, height, width); the same tensor again where one frame is on screen at several.
+
+    Raises:
+        VideoError: as there, when the frame is asked for.
+    """
+    path = Path(path)
+    with open_video(path) as (container, stream):
+        reformatter = VideoReformatter()
+        for count, frame in on_screen(path, container, stream, _ticks(stream, times)):
+            picture = np.ascontiguousarray(upright(frame, stream, reformatter))
+            yield from repeat(torch.from_numpy(picture).permute(2, 0, 1), count)
+
+
+def frame_numbers(path: Path | str, times: Sequence[float]) -> list[int]:
+    """The number of each frame that `read_frames` gives, from 0 in order of display. No frame is decoded.
+
+    By the average rate where packets have no times of their own, or hold several frames (AVI, MPEG streams).
+
+    Raises:
+        VideoError: the file is missing, or is not a video.
+    """
+    path = Path(path)
+    with open_video(path) as (container, stream):
+        targets = np.array(_ticks(stream, times), np.int64)
+        if container.format.name in _UNINDEXED:
+            start, tick = clock(stream)
+            numbers = np.floor((targets - start) * tick * float(stream.average_rate))  # type: ignore[arg-type]
+            numbers = np.minimum(numbers, (stream.frames or math.inf) - 1)
+        else:
+            packets = (packet for packet in container.demux(stream) if not packet.is_discard)
+            shown = np.sort(np.fromiter((packet.pts for packet in packets if packet.pts is not None), np.int64))
+            numbers = np.maximum(np.searchsorted(shown, targets, side="right") - 1, 0)
+    return [int(number) for number in numbers]
+
+
+def _ticks(stream: VideoStream, times: Sequence[float]) -> list[int]:
+    """Times as presentation times of a stream, each the latest that a frame on screen then may have."""
+    start, tick = clock(stream)
+    return [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
+
+
 def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:
-    with _open(path) as (container, stream):
-        start, tick = _clock(stream)
-        targets = [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
+    with open_video(path) as (container, stream):
+        targets = _ticks(stream, times)
         slots = sorted(range(len(targets)), key=targets.__getitem__)
-        waiting = [targets[slot] for slot in slots]
-        frames = (
-            _all_frames(container, stream)
-            if container.format.name == "avi"
-            else _frames_near(container, stream, sorted(set(targets)))
-        )
         reformatter = VideoReformatter()
         video = np.empty(0, np.uint8)
-
-        def place(frame: VideoFrame, settled: int) -> None:
-            nonlocal video
-            picture = _rgb(frame, stream, reformatter)
+        for count, frame in on_screen(path, container, stream, sorted(targets)):
+            picture = upright(frame, stream, reformatter)
             if not video.size:
                 video = np.empty((len(targets), *picture.shape), np.uint8)
-            for slot in slots[:settled]:
+            for slot in slots[:count]:
                 video[slot] = picture
-            del slots[:settled], waiting[:settled]
-
-        shown: tuple[int, VideoFrame] | None = None
-        for pts, frame in frames:
-            if passed := bisect_left(waiting, pts):
-                place(shown[1] if shown else frame, passed)
-            if not waiting:
-                break
-            shown = pts, frame
-        if waiting:
-            if shown is None:
-                raise VideoError(f"{path}: {_NO_FRAME}")
-            pts, frame = shown
-            _refuse_cut(path, container, stream, (pts + (frame.duration or 0) - start) * tick, times)
-            place(frame, len(waiting))
+            del slots[:count]
     return torch.from_numpy(video).permute(0, 3, 1, 2)
 
 
@@ -222,149 +242,6 @@ DECODERS: dict[str, Callable[[Path, Sequence[float]], Tensor]] = {
 """Decoder name → function of a file and times, as in `read_frames`."""
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its best video stream; any failure of FFmpeg inside the block becomes a `VideoError`."""
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.codec_context is None or stream.disposition & Disposition.attached_pic:
-                raise VideoError(f"{path}: has no video stream that can be decoded; give a file with moving pictures")
-            if stream.start_time is None or not stream.average_rate:
-                raise VideoError(f"{path}: states no times or frame rate; wrap it: ffmpeg -i FILE -c copy FILE.mp4")
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except av.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror}); record, convert or download it again") from error
-
-
-def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames of an AVI file, from its beginning: each appears when it leaves the decoder.
-
-    AVI stores no presentation times, and those that FFmpeg guesses are out of order where there are B-frames.
-    """
-    start, _ = _clock(stream)
-    first, position = None, start - 1
-    for frame in container.decode(stream):
-        first = frame.dts if first is None else first
-        # The decoder's last frames, flushed at the end of the file, have no decode time.
-        position = position + 1 if frame.dts is None or first is None else start + frame.dts - first
-        yield position, frame
-
-
-def _frames_near(
-    container: InputContainer, stream: VideoStream, targets: Sequence[int]
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames in display order with their presentation times, enough of them to settle every target.
-
-    Args:
-        targets: presentation times in the stream's ticks, sorted.
-    """
-    context = stream.codec_context
-    # In progressive H.264 no other picture uses one marked "non-reference": it need not be decoded to be passed.
-    droppable = context.name == "h264" and context.field_order == _PROGRESSIVE
-    beginning = next(container.demux(stream)).dts
-    # An index that goes by decode times lists a keyframe this much before it appears.
-    lag = 0 if beginning is None else _clock(stream)[0] - beginning
-    sought = 0
-    while True:
-        for packet, needed in _needed(_from_keyframe(container, stream, targets[sought], beginning), targets):
-            context.skip_frame = "DEFAULT" if needed or not droppable else "NONREF"
-            following = sought
-            for frame in packet.decode():
-                if frame.pts is not None:
-                    yield frame.pts, frame
-                    following = bisect_left(targets, frame.pts)
-            if sought < following < len(targets) and _keyframe_between(stream, packet.dts, targets[following] - lag):
-                sought = following
-                break
-        else:
-            return
-
-
-def _from_keyframe(
-    container: InputContainer, stream: VideoStream, target: int, beginning: int | None
-) -> Iterator[Packet[VideoStream]]:
-    """Packets from the last keyframe that appears no later than `target`, or else from the file's beginning.
-
-    Some containers seek by decode time, which may land on a keyframe that appears after the target, and MPEG streams
-    seek to any packet: so look at where the seek landed, and step further back until it fits.
-    """
-    start, tick = _clock(stream)
-    beginning = start if beginning is None else beginning
-    offset, step = target, math.ceil(1 / tick)
-    while offset > beginning:
-        container.seek(offset, stream=stream)
-        packets = container.demux(stream)
-        first = next((packet for packet in packets if packet.is_keyframe and packet.pts is not None), None)
-        if first is not None and first.pts is not None and first.pts <= target:
-            return chain([first], packets)
-        offset -= step
-        step *= 2
-    container.seek(beginning, stream=stream)
-    return container.demux(stream)
-
-
-def _keyframe_between(stream: VideoStream, decoded: int | None, target: int) -> bool:
-    """Whether the container's index, where it has one, knows a keyframe past `decoded` and not past `target`."""
-    entries = stream.index_entries
-    nearest = entries.search_timestamp(target)
-    return decoded is not None and nearest >= 0 and entries[nearest].timestamp > decoded
-
-
-def _needed(
-    packets: Iterator[Packet[VideoStream]], targets: Sequence[int]
-) -> Iterator[tuple[Packet[VideoStream], bool]]:
-    """Each packet, and whether its frame may be the one on screen at a target.
-
-    It is not when another frame appears later but no later than the next target. Decode times rise and never pass
-    presentation times, so reading ahead ends at the first packet that is decoded past the target.
-    """
-    ahead: deque[Packet[VideoStream]] = deque()
-    appearing: list[int] = []
-    horizon = -math.inf
-
-    def read() -> bool:
-        nonlocal horizon
-        packet = next(packets, None)
-        if packet is None:
-            horizon = math.inf
-            return False
-        ahead.append(packet)
-        if packet.pts is not None and not packet.is_discard:
-            insort(appearing, packet.pts)
-        if packet.dts is not None:
-            horizon = packet.dts
-        return True
-
-    def on_screen(pts: int) -> bool:
-        following = bisect_left(targets, pts)
-        if following == len(targets):
-            return False
-        while True:
-            successor = bisect_right(appearing, pts)
-            if successor < len(appearing) and appearing[successor] <= targets[following]:
-                return False
-            if horizon > targets[following]:
-                return True
-            read()
-
-    while ahead or read():
-        packet = ahead.popleft()
-        yield packet, packet.pts is None or on_screen(packet.pts)
-
-
-def _rgb(frame: VideoFrame, stream: VideoStream, reformatter: VideoReformatter) -> NDArray[np.uint8]:
-    """(height, width, 3), rotated for display; a frame of another size is brought to the stream's."""
-    rgb = reformatter.reformat(frame, stream.width, stream.height, "rgb24").to_ndarray()
-    return np.rot90(rgb, _quarter_turns(frame))
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that bring the stored picture upright."""
-    return round(frame.rotation / 90) % 4
-
-
 def _index(path: Path, times: Sequence[float]) -> tuple[list[int], list[tuple[float, bool, float]]]:
     """Frame numbers for decoders that count frames: reads every packet of the file.
 
@@ -372,58 +249,20 @@ def _index(path: Path, times: Sequence[float]) -> tuple[list[int], list[tuple[fl
         For each time the index, in display order, of the frame on screen; and for each frame of the file its timestamp
         in seconds, whether it is a keyframe, and its length in seconds.
     """
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         if container.format.name in _UNINDEXED:
             raise VideoError(f"{path}: other decoders miss frames of {container.format.name} files; {_USE_PYAV}")
-        start, tick = _clock(stream)
+        start, tick = clock(stream)
         frames = sorted(
             (packet.pts * tick, packet.is_keyframe, (packet.duration or 0) * tick)
             for packet in container.demux(stream)
             if packet.pts is not None and not packet.is_discard
         )
         if not frames:
-            raise VideoError(f"{path}: {_NO_FRAME}")
+            raise VideoError(f"{path}: {NO_FRAME}")
         begin, (last, _, length) = start * tick, frames[-1]
-        _refuse_cut(path, container, stream, last + length - begin, times)
+        refuse_cut(path, container, stream, last + length - begin, max(times))
     return [max(bisect_right(frames, begin + t + EPSILON, key=itemgetter(0)) - 1, 0) for t in times], frames
-
-
-def _clock(stream: VideoStream) -> tuple[int, float]:
-    """The stream's first timestamp, and the seconds in one tick of its timestamps."""
-    return stream.start_time or 0, float(stream.time_base)  # type: ignore[arg-type]  # every demuxer sets it
-
-
-def _declared(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds from the stream's start that the header promises: of the stream, else of the whole file."""
-    start, tick = _clock(stream)
-    if stream.duration:
-        return stream.duration * tick
-    # Matroska, the container without a length for each stream, counts its length from time 0.
-    return container.duration / av.time_base - start * tick if container.duration else None
-
-
-def _duration(path: Path, container: InputContainer, stream: VideoStream) -> float:
-    declared = _declared(container, stream)
-    if declared is not None and stream.duration:
-        return declared
-    # Another stream may be longer than this one, so look at its last packets; without any length, at all of them.
-    start, tick = _clock(stream)
-    for offset in (start + math.floor((declared or 0) / tick), start):
-        container.seek(offset, stream=stream)
-        ends = [packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
-        if ends:
-            return (max(ends) - start) * tick
-    raise VideoError(f"{path}: {_NO_FRAME}")
-
-
-def _refuse_cut(path: Path, container: InputContainer, stream: VideoStream, end: float, times: Sequence[float]) -> None:
-    """Refuse times that the header promises but that lie well past the last frame found."""
-    declared = _declared(container, stream)
-    if declared is not None and min(max(times), declared) > end + CUT_SHORT:
-        raise VideoError(
-            f"{path}: is cut short: its frames end at {end:.1f} s although its header says {declared:.1f} s; "
-            "copy or download it again"
-        )
 
 
 def _not_loaded(decoder: str, remedy: str, error: Exception) -> RaylabError:

@@ -12,9 +12,10 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from raylab.config import ModelConfig
 from raylab.errors import RaylabError
 from raylab.models.freezing import Freezable
-from raylab.models.weights import encoder_config, read_weights
+from raylab.models.weights import encoder_config, fetch_encoder_weights, read_weights
 
 
 class FrameEncoder(Freezable):
@@ -50,7 +51,7 @@ class FrameEncoder(Freezable):
         self._fixed_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
         self.divide(_groups(encoder))
 
-    def forward(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor) -> Tensor:
         """Normalised float (B, T, channels, H, W) → features, float (B, T, C).
 
         Raises:
@@ -63,6 +64,23 @@ class FrameEncoder(Freezable):
             )
         features: Tensor = self.encoder(video.flatten(0, 1))
         return features.reshape(*video.shape[:2], self.width)
+
+
+def build_encoder(config: ModelConfig, frozen_blocks: int = 0, channels: int = 3) -> FrameEncoder:
+    """The frame encoder of a model, with the weights that `config.pretrained` says.
+
+    Args:
+        config: the model section of an experiment, completed.
+        frozen_blocks: kept fixed unless `config.frozen_blocks` says otherwise.
+        channels: of a frame.
+
+    Raises:
+        RaylabError: as `fetch_encoder_weights`, `FrameEncoder` and `Freezable.freeze`.
+    """
+    assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
+    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained), channels)
+    encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
+    return encoder
 
 
 def _groups(encoder: Any) -> list[list[Parameter]]:

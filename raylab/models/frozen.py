@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from raylab.data.datasets import outputs_folder
 from raylab.errors import RaylabError
 from raylab.models.amd import fetch_assistant
 from raylab.models.distillation import structure
+from raylab.models.freezing import digest
 from raylab.models.registry import build_model
 from raylab.models.taps import QUERIES, Taps
 from raylab.models.videomae import VideoMAE, load_network, network, read_config
@@ -110,15 +109,10 @@ class FrozenNetwork(nn.Module):
 
     def signature(self) -> str:
         """32 hex digits that change with any weight, and with what else decides what it says of a clip."""
-        digest = hashlib.blake2b(digest_size=16)
         config = self.model.config
         norm = self.model.fc_norm.eps if self.model.fc_norm is not None else None
         about = [*(getattr(config, name) for name in _STRUCTURAL), norm, self.model.mean, self.model.std, QUERIES]
-        digest.update(json.dumps(about).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self.model, about)
 
 
 def load_frozen(experiment: Experiment, classes: list[str] | None = None) -> dict[str, FrozenNetwork]:

@@ -40,7 +40,7 @@ class R2Plus1DEncoder(Freezable):
         if weights:
             self._load(weights)
 
-    def forward(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor) -> Tensor:
         """Normalised float (B, T, 3, H, W) → features averaged over space, float (B, ceil(T / 4), C)."""
         x = video.transpose(1, 2)
         for stage in self.stages:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[ModelConfig, Mapping[str, int]], nn.Module]
 
-ZOO = ("raylab.models.epic", "raylab.models.distillation")
+ZOO = ("raylab.models.epic", "raylab.models.distillation", "raylab.models.keyframes")
 ENTRY_POINTS = "raylab.models"
 
 

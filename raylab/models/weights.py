@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +14,8 @@ import timm
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
-from timm.models import get_pretrained_cfg, load_state_dict
-from torch import Tensor
+from timm.models import clean_state_dict, get_pretrained_cfg, load_state_dict
+from torch import Tensor, nn
 
 from raylab.config import ModelConfig
 from raylab.errors import RaylabError, unknown_name
@@ -26,6 +26,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 _CONFIG = ("config.json",)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONNECT_SECONDS = 5.0
+_CONTAINERS = ("model_state", "model_state_dict")  # besides those that timm knows
 _WITHOUT = {
     "model.student": "model.pretrained=false",
     "distill.teacher": "distill.teacher=null",
@@ -183,16 +184,16 @@ def encoder_config(encoder: str) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from a `.safetensors` file, or from a PyTorch file that holds tensors alone.
 
-    PyTorch files may nest it under `state_dict`, `model` or `model_state` and carry the prefixes of DDP and
-    `torch.compile`.
+    PyTorch files may nest it under `state_dict`, `model`, `model_state` or `model_state_dict`. The prefixes of
+    DataParallel, DDP and `torch.compile` are taken off.
 
     Raises:
         RaylabError: the file is damaged, would run code when loaded, or holds something else.
     """
     try:
         state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-        nested: Any = state.get("model_state")
-        state = nested if isinstance(nested, dict) else state
+        nested: Any = next((state[name] for name in _CONTAINERS if isinstance(state.get(name), dict)), None)
+        state = clean_state_dict(nested) if nested else state
     except Exception as error:  # every reader has its own way to reject a damaged file
         raise RaylabError(
             f"{path}: cannot be read as weights ({type(error).__name__}); expected a .safetensors file, or a PyTorch "
@@ -203,6 +204,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         what = f"{strange[0]!r} is a {type(state[strange[0]]).__name__}" if strange else "it is empty"
         raise RaylabError(f"{path}: not a state dict: {what}; save the model's state_dict() and nothing else")
     return state
+
+
+def read_whole(config: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of a file that `config.pretrained` names, if it is one of a whole model with a `FrameEncoder`.
+
+    Empty where the file has the weights of an encoder alone, or none is named.
+
+    Raises:
+        RaylabError: as `fetch_encoder_weights` and `read_weights`.
+    """
+    if not isinstance(config.pretrained, str):
+        return {}
+    state = read_weights(_named(config.pretrained))
+    return state if any(key.startswith("encoder.encoder.") for key in state) else {}
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model all its weights, under their own names or with the prefixes of DataParallel, DDP, `torch.compile`.
+
+    Raises:
+        RuntimeError: they are not those of the model.
+    """
+    model.load_state_dict(state if state.keys() == model.state_dict().keys() else clean_state_dict(dict(state)))
 
 
 def _named(pretrained: str, setting: str = "model.pretrained") -> Path:

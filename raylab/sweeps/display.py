@@ -61,7 +61,7 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         row = self.rows[trial.config[NAME]]
-        whole = row["last"].get("epoch", 0) >= self.space.experiment.train.epochs
+        whole = row["last"].get("epoch", 0) >= self.space.experiment.train.length
         self.end(trial, "finished" if whole else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -107,7 +107,7 @@ class Watch(Callback):  # type: ignore[misc]
         settings = list(self.space.space)
         table = Table(*COLUMNS, *map(heading, settings))
         table.title = f"{self.space.name}: {self.ended} of {self.trials} trials, {self.left()}"
-        epochs = self.space.experiment.train.epochs
+        epochs = self.space.experiment.train.length
         for name, row in self.rows.items():
             last = row["last"]
             elapsed = row.get("took") or (time.monotonic() - row["since"] if "since" in row else last.get("seconds", 0))

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer
 
 import raylab
-from raylab.config import Count, Experiment, Section, parse_overrides, read_yaml, settings, validate
+from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
 from raylab.models.registry import find_model
+from raylab.schema import Count, Section, parse_overrides, read_yaml, validate
 
 Scalar = bool | int | float | str
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # also a folder's name
@@ -190,11 +191,11 @@ class SearchSpace(Section):
                 f"{origin}: search.sampler = grid: {endless} is continuous: give it a choice or a randint, or set "
                 "search.sampler=tpe"
             )
-        epochs, grace = self.experiment.train.epochs, self.search.grace_epochs
-        if self.search.scheduler == "asha" and grace > epochs:
+        train, grace = self.experiment.train, self.search.grace_epochs
+        if self.search.scheduler == "asha" and grace > train.length:
+            epochs = f"the {train.length} epochs of train.stages" if train.stages else f"train.epochs = {train.length}"
             raise RaylabError(
-                f"{origin}: search.grace_epochs = {grace} is more than train.epochs = {epochs}: "
-                "lower it, or set search.scheduler=none"
+                f"{origin}: search.grace_epochs = {grace} is more than {epochs}: lower it, or set search.scheduler=none"
             )
 
     def override(self, words: list[str]) -> SearchSpace:
@@ -311,8 +312,8 @@ class SearchSpace(Section):
 
 def _complete(row: Mapping[str, Scalar], space: Mapping[str, Range], experiment: Experiment) -> dict[str, Scalar]:
     """A documented row, with the base experiment's value for each searched setting it leaves open."""
-    known = set(settings(Experiment))
-    return {**row, **{path: experiment.get(path) for path in space if path in known and path not in row}}
+    left = [path for path in space if path not in row and experiment.has(path)]
+    return {**row, **{path: experiment.get(path) for path in left}}
 
 
 def folder() -> Path:

@@ -182,7 +182,7 @@ def scheduler(space: SearchSpace, folder: SweepFolder, ended: list[str]) -> Resu
         mode=space.search.mode,
         time_attr="epoch",
         # Above the last epoch: at max_t Ray kills the trial before it has cleaned up.
-        max_t=space.experiment.train.epochs + 1,
+        max_t=space.experiment.train.length + 1,
         grace_period=space.search.grace_epochs,
         reduction_factor=space.search.reduction_factor,
         stop_last_trials=False,

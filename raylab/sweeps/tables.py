@@ -24,8 +24,10 @@ def leaderboard_table(board: pd.DataFrame, space: SearchSpace) -> Table:
 
 
 def heading(column: str) -> str:
-    """A column's name, short: `optim.lr` → `lr`, `val/action_top1` → `val action_top1` on two lines."""
-    return column.rpartition(".")[2].replace("/", "\n")
+    """A column's name, short: `optim.lr` → `lr`, `train.stages.0.lr` → `0.lr`, `val/loss` → `val loss` on two lines."""
+    parent, _, name = column.rpartition(".")
+    number = parent.rpartition(".")[2]
+    return (f"{number}.{name}" if number.isdecimal() else name).replace("/", "\n")
 
 
 def number(value: Any) -> str:

@@ -27,9 +27,16 @@ def _distillation(experiment: Experiment, labels: Labels, checkpoint: Path | Non
     return DistillationTask(experiment, labels, checkpoint)
 
 
+def _keyframes(experiment: Experiment, labels: Labels, checkpoint: Path | None) -> Task:
+    from raylab.tasks.keyframes import KeyframesTask
+
+    return KeyframesTask(experiment, checkpoint)
+
+
 TASKS: dict[str, Callable[[Experiment, Labels, Path | None], Task]] = {
     "action": _action,
     "distillation": _distillation,
+    "keyframes": _keyframes,
 }
 
 
@@ -42,4 +49,6 @@ def build_task(experiment: Experiment, labels: Labels, checkpoint: Path | None =
         checkpoint: the folder of a checkpoint whose weights will fill the model; without one it starts as
             `model.pretrained` says.
     """
-    return TASKS[experiment.task](experiment, labels, checkpoint)
+    task = TASKS[experiment.task](experiment, labels, checkpoint)
+    task.experiment = experiment
+    return task

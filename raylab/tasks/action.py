@@ -31,7 +31,7 @@ class ActionTask(Task):
         self.metric_names = ActionAccuracy(heads).names
 
     def forward(self, batch: Mapping[str, Any]) -> TaskOutput:
-        logits = self.predict(batch["video"])
+        logits = self.predict(self.see(batch))
         losses = {
             head: F.cross_entropy(logits[head].float(), labels, label_smoothing=self.loss.label_smoothing)
             for head, labels in batch["labels"].items()
@@ -43,7 +43,7 @@ class ActionTask(Task):
             predictions={head: value.detach() for head, value in logits.items()},
         )
 
-    def metrics(self) -> Metric:
+    def metrics(self, split: str = "val") -> Metric:
         return ActionAccuracy(self.heads)
 
 

@@ -7,10 +7,8 @@ Each distance (`raylab.tasks.distances`) is a sum over teacher and assistant, by
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from transformers import VideoMAEImageProcessor
 from raylab.config import Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.datasets import outputs_folder
-from raylab.data.outputs import DTYPE, OutputCache
+from raylab.data.outputs import OutputCache
 from raylab.errors import RaylabError
 from raylab.models.frozen import FrozenNetwork, load_frozen
 from raylab.models.registry import build_model
@@ -32,7 +30,7 @@ from raylab.models.videomae import VideoMAE
 from raylab.tasks.base import Task, TaskOutput
 from raylab.tasks.distances import asymmetric_distance, attention_distance, feature_distance, logit_distance
 
-log = logging.getLogger(__name__)
+DTYPE = torch.float16  # in which outputs are kept
 
 Layers = dict[int, Tensor]
 
@@ -168,17 +166,11 @@ class DistillationTask(Task):
             kept = [{part: _half(value[0]) for part, value in clip.items()} for clip in clips]
             said |= {f"{name}/{part}": torch.stack([clip[part] for clip in kept]) for part in source.parts}
             for key, clip in zip(keys, kept, strict=True):
-                self._keep(name, key, clip)
+                assert self.cache is not None  # noqa: S101 - keys are made by a cache
+                self.cache.keep(name, key, clip)
         return said
 
-    def _keep(self, name: str, key: str, outputs: Mapping[str, Tensor]) -> None:
-        assert self.cache is not None  # noqa: S101 - keys are made by a cache
-        try:
-            self.cache.write(name, key, {part: value.cpu() for part, value in outputs.items()})
-        except OSError as error:
-            _warn_once(self.cache.folder, error.strerror)
-
-    def metrics(self) -> Metric:
+    def metrics(self, split: str = "val") -> Metric:
         return LabelAccuracy(self.head, len(self.names))
 
     def export(self, folder: Path) -> None:
@@ -194,11 +186,6 @@ class DistillationTask(Task):
             image_mean=list(self.model.mean),
             image_std=list(self.model.std),
         ).save_pretrained(folder)
-
-
-@cache
-def _warn_once(folder: Path, reason: str) -> None:
-    log.warning("%s: cannot be written (%s): what is not kept there is computed again", folder, reason)
 
 
 def _half(value: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_data_set_is_parsed_once(root: Path, cache: Path) -> None:
     config = DataConfig(root=str(root))
     first, second = load_dataset(config), load_dataset(config)
-    direct = epic.read_dataset(epic.annotation_files(config))
+    direct = epic.read_dataset(epic.annotation_files(config), config)
     assert first == second
     assert (second.splits, second.labels) == (direct.splits, direct.labels)
     assert second.splits["train"].clips.path.is_relative_to(cache)
@@ -241,7 +241,7 @@ def test_the_official_annotations_from_the_cache(tmp_path: Path, cache: Path) ->
         official = SHARED / ("EPIC_100_uda_source_train.csv" if name == epic.SPLITS["train"] else name)
         (tmp_path / name).symlink_to(official)
     config = DataConfig(root=str(tmp_path))
-    read = epic.read_dataset(epic.annotation_files(config))
+    read = epic.read_dataset(epic.annotation_files(config), config)
     (tmp_path / "videos").mkdir()
     for video in {**read.splits["train"].clips.videos, **read.splits["val"].clips.videos}:
         (tmp_path / "videos" / f"{video}.MP4").touch()

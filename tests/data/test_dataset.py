@@ -17,8 +17,9 @@ from torchvision.io import write_jpeg
 
 from raylab.config import DataConfig
 from raylab.data.clips import Clip
-from raylab.data.dataset import ClipDataset, EvalBatches, TrainBatches, make_loader
+from raylab.data.dataset import ClipDataset
 from raylab.data.footage import fit
+from raylab.data.loader import EvalBatches, TrainBatches, make_loader
 from raylab.data.sampling import frame_numbers
 from raylab.errors import RaylabError
 
@@ -302,7 +303,8 @@ import os, signal, sys
 from pathlib import Path
 from raylab.config import DataConfig
 from raylab.data.clips import Clip
-from raylab.data.dataset import ClipDataset, EvalBatches, make_loader
+from raylab.data.dataset import ClipDataset
+from raylab.data.loader import EvalBatches, make_loader
 
 if __name__ == "__main__":
     config = DataConfig(frames=2, size=28, loader_workers=2)

@@ -40,7 +40,8 @@ def write(folder: Path, **lists: str) -> Path:
 
 
 def read(folder: Path, splits: Sequence[str] = ("train", "val"), max_clips: int | None = None) -> Dataset:
-    return read_dataset(annotation_files(DataConfig(root=str(folder)), splits), max_clips)
+    config = DataConfig(root=str(folder), max_clips=max_clips)
+    return read_dataset(annotation_files(config, splits), config)
 
 
 def labels(dataset: Dataset, split: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
 from raylab.data.dataset import ClipDataset
 from raylab.data.datasets import load_dataset
-from raylab.data.outputs import DTYPE, OutputCache
+from raylab.data.outputs import OutputCache
 from raylab.data.store.build import Building
 from raylab.data.store.manifest import StoreSettings
 from raylab.data.store.reader import Store, StoredFrames
@@ -31,6 +31,7 @@ from raylab.models.distillation import structure
 from raylab.models.frozen import FrozenNetwork
 from raylab.models.videomae import VideoMAE, network
 from raylab.storage import Folder
+from raylab.tasks.distillation import DTYPE
 from raylab.training.loop import Trainer, Worker
 from raylab.training.runfolder import RunFolder
 
@@ -244,9 +245,9 @@ def test_writers_of_one_clip_do_not_disturb_readers(kept: Path) -> None:
         cache.write("teacher", "abc", said)
 
     def read(_: int) -> bool:
-        found = cache.read(["abc", "abc"], lambda shape, dtype: torch.empty(shape, dtype=dtype))
-        assert found is not None
-        return all(torch.equal(found[f"teacher/{name}"], torch.stack([value] * 2)) for name, value in said.items())
+        found, missing = cache.read(["abc", "abc"], lambda shape, dtype: torch.empty(shape, dtype=dtype))
+        expected = {f"teacher/{name}": torch.stack([value] * 2) for name, value in said.items()}
+        return not missing and all(torch.equal(found[name], value) for name, value in expected.items())
 
     with ThreadPoolExecutor(8) as pool:
         writing = pool.map(write, range(100))
@@ -258,16 +259,16 @@ def test_writers_of_one_clip_do_not_disturb_readers(kept: Path) -> None:
 def test_a_batch_is_read_whole_or_not_at_all(kept: Path) -> None:
     cache = OutputCache(kept, {"teacher": ("one", ("logits",)), "assistant": ("other", ("logits",))})
 
-    def read() -> dict[str, Tensor] | None:
+    def read() -> tuple[dict[str, Tensor], list[int]]:
         return cache.read(["abc", "def"], lambda shape, dtype: torch.empty(shape, dtype=dtype))
 
     for number, (name, key) in enumerate(
         [("teacher", "abc"), ("teacher", "def"), ("assistant", "abc"), ("assistant", "def")]
     ):
-        assert read() is None
+        assert read() == ({}, [0, 1])
         cache.write(name, key, {"logits": torch.full((3,), number, dtype=DTYPE)})
-    found = read()
-    assert found is not None
+    found, missing = read()
+    assert not missing
     assert {name: value[:, 0].tolist() for name, value in found.items()} == {
         "teacher/logits": [0, 1],
         "assistant/logits": [2, 3],

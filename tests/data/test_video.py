@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
+from raylab.data.container import VideoError, frames_near, open_video
 from raylab.data.extracted import read_extracted
-from raylab.data.video import DECODERS, EPSILON, VideoError, _frames_near, _open, probe, read_frames
+from raylab.data.video import DECODERS, EPSILON, frame_numbers, probe, read_frames, stream_frames
 from raylab.errors import RaylabError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -165,6 +166,17 @@ def test_any_times_in_any_order(data: st.DataObject, files: dict[str, tuple[Path
     assert all(number in (a, b) for number, a, b in zip(found, low, high, strict=True))
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_frames_one_after_another_are_the_same_and_have_numbers(
+    name: str, files: dict[str, tuple[Path, list[float]]]
+) -> None:
+    path, appears = files[name]
+    times = [-1.0, *np.arange(0.003, appears[-1] + 1, 0.13).tolist()]
+    streamed = torch.stack(list(stream_frames(path, times)))
+    assert torch.equal(streamed, read_frames(path, times))
+    assert frame_numbers(path, times[:-8]) == numbers(streamed)[:-8]
+
+
 def test_frames_hidden_by_an_edit_list_are_not_counted(decoder: str, tmp_path: Path) -> None:
     encode(tmp_path / "whole.mp4", constant(25, 100), gop=50, bframes=2)
     path = remux(tmp_path / "whole.mp4", tmp_path / "trimmed.mp4", earlier=20 / 25)
@@ -202,9 +214,9 @@ def test_only_the_stretch_needed_is_decoded(tmp_path: Path) -> None:
 def test_nothing_is_decoded_twice(name: str, tmp_path: Path) -> None:
     encode(tmp_path / name, constant(30), gop=15, bframes=3)
     for spacing in (4, 6, 20):
-        with _open(tmp_path / name) as (container, stream):
+        with open_video(tmp_path / name) as (container, stream):
             targets = [round(n / 30 / stream.time_base) for n in range(0, 120, spacing)]
-            decoded = [pts for pts, _ in _frames_near(container, stream, targets)]
+            decoded = [pts for pts, _ in frames_near(container, stream, targets)]
         assert decoded == sorted(set(decoded))
 
 

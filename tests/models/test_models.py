@@ -19,7 +19,7 @@ from raylab.models.__main__ import row
 from raylab.models.registry import build_model, count_flops, count_parameters, find_model, list_models, register
 
 HEADS = {"verb": 97, "noun": 300}
-TASK_HEADS = {"action": HEADS, "distillation": {"label": 7}}
+TASK_HEADS = {"action": HEADS, "distillation": {"label": 7}, "keyframes": {}}
 NAMES = [entry.name for entry in list_models()]
 TINY = "test_resnet"  # timm's 0.5M-parameter ResNet, with the stages and key layout of the large ones
 AVERAGING = {"resnet18_avg", "resnet50_avg"}
@@ -39,8 +39,14 @@ def tiny(name: str, **settings: object) -> nn.Module:
     return build_model(ModelConfig.model_validate(config | settings), TASK_HEADS[entry.task])
 
 
+def outputs_of(name: str, frames: int) -> dict[str, int]:
+    """What the model says of a clip: a number for each class of each head, or for each frame."""
+    entry = find_model(name)
+    return {"importance": frames} if entry.task == "keyframes" else TASK_HEADS[entry.task]
+
+
 def logits(model: nn.Module, video: Tensor) -> Tensor:
-    """Those of all heads, side by side."""
+    """All that the model says of each clip, side by side."""
     return torch.cat(list(model(video).values()), dim=1)
 
 
@@ -56,12 +62,12 @@ def perturb(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_of_each_head_for_any_number_of_frames(name: str) -> None:
+def test_outputs_for_any_number_of_frames(name: str) -> None:
     model = tiny(name)
     for frames in (1, 4, 7):
         outputs = model(clips(frames))
-        classes = TASK_HEADS[find_model(name).task]
-        assert {head: value.shape for head, value in outputs.items()} == {head: (2, n) for head, n in classes.items()}
+        expected = {output: (2, n) for output, n in outputs_of(name, frames).items()}
+        assert {output: value.shape for output, value in outputs.items()} == expected
         assert all(value.isfinite().all() for value in outputs.values())
 
 
@@ -101,7 +107,10 @@ def test_a_state_dict_alone_restores_the_model(name: str, tmp_path: Path) -> Non
 def test_only_temporal_models_see_the_order_of_frames(name: str) -> None:
     kind, sight = (torch.float32, 1e-4) if find_model(name).parts else (torch.float64, 1e-6)  # RAFT knows no doubles
     model, video = tiny(name).eval().to(kind), clips(8).to(kind)
-    difference = (logits(model, video) - logits(model, video.flip(1))).abs().max()
+    said, backwards = logits(model, video), logits(model, video.flip(1))
+    if find_model(name).task == "keyframes":
+        backwards = backwards.flip(1)  # frame by frame
+    difference = (said - backwards).abs().max()
     assert difference < 1e-12 if name in AVERAGING else difference > sight
 
 

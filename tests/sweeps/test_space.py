@@ -35,7 +35,7 @@ def test_every_shipped_space_is_valid_and_survives_a_round_trip(name):
     assert space.source
     assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
     if space.demo:
-        assert space.for_demo().experiment.data.dataset in ("kitchen", "kitchen_labelled")
+        assert space.for_demo().experiment.data.dataset in ("kitchen", "kitchen_labelled", "kitchen_keyframes")
         assert space.for_demo().name == f"{name}_demo"
 
 
@@ -170,6 +170,24 @@ def test_bad_spaces_are_refused_when_they_are_read(changes, parts):
         small(**changes)
     for part in ["mine.yaml", *parts]:
         assert part in str(error.value)
+
+
+def test_settings_of_stages_are_searched_and_fixed_like_others():
+    stages = [{"epochs": 2, "lr": 1e-3, "freeze": "encoder"}, {"epochs": 4, "lr": 1e-4}]
+    space = small(
+        experiment={"train": {"stages": stages}},
+        space={"train.stages.1.lr": {"choice": [1e-4, 1e-5]}, "model.dropout": {"uniform": [0, 0.5]}},
+        documented={"mine": {"model.dropout": 0.2}, "other": {"train.stages.1.lr": 1e-5, "model.dropout": 0.1}},
+    )
+    assert space.documented["mine"] == {"model.dropout": 0.2, "train.stages.1.lr": 1e-4}
+    assert [stage.lr for stage in space.trial({"train.stages.1.lr": 1e-5}).stages] == [1e-3, 1e-5]
+    fixed = space.override(["train.stages.1.lr=1e-5", "train.stages.0.epochs=1"])
+    assert list(fixed.documented) == ["other"]
+    assert fixed.trial({}).train.length == 5
+    with pytest.raises(RaylabError, match=r"grace_epochs = 7 is more than the 6 epochs of train\.stages"):
+        space.override(["search.grace_epochs=7"])
+    with pytest.raises(RaylabError, match=r"train\.epochs: every stage of train\.stages has its own epochs"):
+        space.override(["train.epochs=3"])
 
 
 def test_fixing_a_searched_setting_drops_it_and_the_rows_that_disagree():

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raylab.data.clips import Clip, ClipTable
-from raylab.data.footage import frames_at_rate, positions, read_positions
+from raylab.data.footage import frames_at_rate, positions, positions_at_rate, read_positions
 from raylab.data.store import index, jpeg
 from raylab.data.store.manifest import Manifest, Shard, StoreSettings, Unreadable
 from raylab.data.store.shards import StoredClip, digest, shard_path, write_shard
@@ -162,8 +162,11 @@ class Building:
             RaylabError: its frames cannot be read.
         """
         settings = self.settings
-        counts = (frames_at_rate(clip, source, settings.fps),) if settings.fps else settings.frames
-        wanted = sorted(set(chain.from_iterable(positions(clip, source, frames) for frames in counts)))
+        if settings.rate:
+            wanted = positions_at_rate(clip, source, settings.rate)
+        else:
+            counts = (frames_at_rate(clip, source, settings.fps),) if settings.fps else settings.frames
+            wanted = sorted(set(chain.from_iterable(positions(clip, source, frames) for frames in counts)))
         images: list[tuple[bytes, bytes | None]] = []
         for first in range(0, len(wanted), FRAMES_AT_ONCE):
             frames = read_positions(source, wanted[first : first + FRAMES_AT_ONCE], self.decoder)

@@ -71,7 +71,7 @@ class StoredFrames:
     Args:
         store: where they are.
         clips: of one split.
-        config: `frames`, `size` and `stage` are used.
+        config: `frames`, `sampling`, `size` and `stage` are used.
         crops: of each frame, as for `ClipDataset`.
 
     Attributes:
@@ -88,7 +88,7 @@ class StoredFrames:
         self.store = store
         self.stage = Stage.of(store.folder, config.stage)
         self._rows = torch.from_numpy(rows[readable])
-        self._frames = config.frames
+        self._frames = None if config.sampling == "rate" else config.frames  # None: a store of windows has no others
         self._crops = crops
 
     def read(self, number: int, clip: Clip, place: Tensor, fractions: Sequence[float] | None = None) -> None:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
 
 from raylab.data.store.index import read_rows, write_rows
+from raylab.errors import RaylabError
 
 BLOCKS = 4
 BLOCK = 1 << 16
@@ -56,6 +58,23 @@ def look(sources: Mapping[str, Path], known: Mapping[str, Seen]) -> dict[str, Se
     """
     with ThreadPoolExecutor(16) as threads:  # they wait for the filesystem
         return dict(zip(sources, threads.map(_look, sources.values(), map(known.get, sources)), strict=True))
+
+
+def fingerprint(source: Path) -> str:
+    """That of one video or folder of frames, looked at anew only when its time has changed.
+
+    Raises:
+        RaylabError: it cannot be opened.
+    """
+    try:
+        return _fingerprint(source, source.stat().st_mtime_ns)
+    except OSError as error:
+        raise RaylabError(f"{source}: cannot be read ({error.strerror})") from None
+
+
+@lru_cache(maxsize=1 << 16)
+def _fingerprint(source: Path, modified: int) -> str:
+    return _open(source, None).fingerprint
 
 
 def _look(source: Path, known: Seen | None) -> Seen:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from scenes import clip
 
-from raylab.config import DataConfig, validate
+from raylab.config import DataConfig
 from raylab.data.store.manifest import MANIFEST, Manifest, Shard, StoreSettings, Unreadable
 from raylab.errors import RaylabError
+from raylab.schema import validate
 
 SETTINGS = StoreSettings(frames=(8, 16))
 CLIP = clip("c", "v", 10, 60)
@@ -16,8 +17,8 @@ CLIP = clip("c", "v", 10, 60)
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({}, "give frames per clip or frames per second"),
-        ({"frames": [8], "fps": 5}, "give frames per clip or frames per second"),
+        ({}, "give frames per clip, frames per second"),
+        ({"frames": [8], "fps": 5}, "give frames per clip, frames per second"),
         ({"frames": [16, 8]}, r"frames \[16, 8\]: give each count once, in ascending order"),
         ({"frames": [8, 8]}, "give each count once"),
         ({"frames": [0]}, r"frames\.0 = 0: .*greater than or equal to 1"),

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from raylab.config import DataConfig
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Clip, ClipTable
-from raylab.data.dataset import Batch, ClipDataset, EvalBatches, make_loader
+from raylab.data.dataset import Batch, ClipDataset
+from raylab.data.loader import EvalBatches, make_loader
 from raylab.data.store import index
 from raylab.data.store.manifest import MANIFEST, Manifest
 from raylab.data.store.reader import Store, StoredFrames

@@ -15,7 +15,8 @@ from scenes import FPS, building, clip, encode, numbers, prepare
 
 from raylab.config import DataConfig
 from raylab.data.clips import ClipTable
-from raylab.data.dataset import ClipDataset, TrainBatches, make_loader
+from raylab.data.dataset import ClipDataset
+from raylab.data.loader import TrainBatches, make_loader
 from raylab.data.sampling import segment_fractions
 from raylab.data.store.find import find_store
 from raylab.errors import RaylabError
