@@ -43,7 +43,7 @@ class Victim:
 
     def init(self, user, address, node=HEAD, **environment):
         command = ["python", "-c", INIT, address]
-        return self.slurm.run(command, user=user, node=node, environment={**ONE_TRY, **environment}, check=False)
+        return self.slurm.run(command, user=user, node=node, environment=environment, check=False)
 
 
 @pytest.fixture(params=["ray up", "sbatch"])
@@ -75,14 +75,15 @@ def test_another_user_can_neither_connect_nor_read(victim, slurm):
                 assert {of_other[question][address] for address in open_to_owner} <= REFUSED, (question, of_other)
                 assert set(of_other[question].values()) <= REFUSED | NOT_ASKED, (question, of_other)
 
-    assert victim.init("ada", victim.address, RAY_AUTH_MODE="token").out == "joined 2\n"
+    joined = victim.init("ada", victim.address, RAY_AUTH_MODE="token")
+    assert joined.out == "joined 2\n", joined.err
     for node, address, mode in (
         (HEAD, victim.address, "token"),
         (HEAD, victim.address, "disabled"),
         (HEAD, "auto", "token"),
         (WORKER, victim.address, "token"),
     ):
-        tried = victim.init("eve", address, node, RAY_AUTH_MODE=mode)
+        tried = victim.init("eve", address, node, RAY_AUTH_MODE=mode, **ONE_TRY)
         assert tried.code != 0
         assert "joined" not in tried.out
         assert "auth" in tried.err.lower(), tried.err
