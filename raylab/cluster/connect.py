@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TORCHINDUCTOR_CACHE_DIR": str(Path.home() / ".cache/torchinductor"),  # not in /tmp, where it is everybody's
 }
+KNOCK_SECONDS = 10.0
 HOOK = "raylab.cluster.connect.remember_address"
 
 
@@ -51,6 +54,7 @@ def connect() -> list[dict[str, Any]]:
         try:
             if address == "local":
                 raise ConnectionError
+            knock(address)
             ray.init(address=address, **common)
         except (ConnectionError, AuthenticationError) as error:
             if address not in ("auto", "local"):
@@ -65,6 +69,19 @@ def connect() -> list[dict[str, Any]]:
     if token.exists():
         token.chmod(0o600)  # Ray leaves it readable for everybody
     return present_nodes()
+
+
+def knock(address: str) -> None:
+    """Refuse an address, HOST:PORT, at which nothing listens: Ray would try it for a quarter of an hour.
+
+    Raises:
+        ConnectionError: nothing answers there.
+    """
+    if found := re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=KNOCK_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(error) from None
 
 
 def present_nodes() -> list[dict[str, Any]]:

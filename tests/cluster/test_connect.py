@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,11 @@ def test_another_users_cluster_is_not_joined(address: str, tmp_path: Path) -> No
     assert (tmp_path / ".ray" / "auth_token").exists()
     assert "" not in (first, second)
     assert address not in (first, second)
+
+
+def test_a_cluster_that_is_gone_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"127.0.0.1:{server.getsockname()[1]}"
+    environment = {**os.environ, "RAY_ADDRESS": gone}
+    result = subprocess.run([sys.executable, "-c", JOIN], env=environment, capture_output=True, text=True, timeout=120)
+    assert f"RAY_ADDRESS = {gone}: no cluster answers there" in result.stderr

@@ -156,7 +156,7 @@ def test_a_wrong_python_is_said_at_once(slurm, python):
     job = Job(slurm, "--nodes=1", DEMO, python)
     assert job.wait(30) == 1
     wrong = python or f"{job.folder}/.venv/bin/python"
-    assert f"{wrong} cannot import raylab: activate its environment" in job.log
+    assert f"{wrong} cannot import raylab: submit from the folder with its .venv" in job.log
 
 
 def test_a_node_on_which_ray_does_not_come_up_ends_the_job(slurm):
