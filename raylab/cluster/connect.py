@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
@@ -50,16 +51,18 @@ def connect() -> list[dict[str, Any]]:
             # A copy of the settings, since Ray adds the hook to it.
             "runtime_env": {"env_vars": {**SETTINGS}, "worker_process_setup_hook": HOOK},
         }
-        address = os.environ.get("RAY_ADDRESS", "auto")
+        named = address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            if address == "local":
+            if named == "local":
                 raise ConnectionError
+            if named == "auto":
+                address = canonicalize_bootstrap_address(named) or ""
             knock(address)
             ray.init(address=address, **common)
         except (ConnectionError, AuthenticationError) as error:
-            if address not in ("auto", "local"):
+            if named not in ("auto", "local"):
                 raise RaylabError(
-                    f"RAY_ADDRESS = {address}: no cluster answers there, or it is not yours ({error}): start it, "
+                    f"RAY_ADDRESS = {named}: no cluster answers there, or it is not yours ({error}): start it, "
                     "unset RAY_ADDRESS, or bring its token (~/.ray/auth_token)"
                 ) from None
             ray.shutdown()  # what is left of having met another user's cluster
