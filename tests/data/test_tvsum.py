@@ -1,116 +1,27 @@
-"""TVSum: both layouts of its annotations, the public file, and what is said of files that are wrong."""
+"""TVSum: both layouts of its annotations, its splits and videos, and the published file."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import h5py
 import numpy as np
 import pytest
-from scipy.io import savemat
+from tvsum_folder import LENGTHS, RATE, SHOTS, VIDEOS, config, encode, levels, read, splits, write_h5, write_mat
 
 from raylab.config import DataConfig
 from raylab.data.datasets import load_annotations, load_dataset
 from raylab.data.keyshots import summarize
-from raylab.data.tvsum import annotation_files, find_sources, read_dataset, recordings
+from raylab.data.tvsum import annotation_files, find_sources, recordings
 from raylab.data.tvsum_files import PUBLISHED, read_h5, read_mat
 from raylab.errors import RaylabError
 
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "tvsum"
-RATE = Fraction(10)
-LENGTHS = {"a": 100, "-b_": 75, "c": 43, "d": 30, "e": 151}  # frames
-VIDEOS = list(LENGTHS)
 
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/data/tvsum")
-
-
-def levels(video: str, annotators: int = 20) -> np.ndarray:
-    """(A, frames), 1 to 5, a value for each two seconds."""
-    frames = LENGTHS[video]
-    rng = np.random.default_rng(VIDEOS.index(video))
-    return rng.integers(1, 6, (annotators, -(-frames // 20))).repeat(20, 1)[:, :frames]
-
-
-def write_mat(folder: Path, **changes: Callable[[int], Any]) -> Path:
-    """The MATLAB file; `changes` are fields → number of the video → value in place of the right one."""
-    path = folder / "ydata-tvsum50.mat"
-    right: dict[str, Callable[[int], Any]] = {
-        "video": lambda i: np.array([[ord(c)] for c in VIDEOS[i]], np.uint16),
-        "category": lambda i: np.array([[ord(c)] for c in "VT"], np.uint16),
-        "nframes": lambda i: np.array([[float(LENGTHS[VIDEOS[i]])]]),
-        "length": lambda i: np.array([[LENGTHS[VIDEOS[i]] / float(RATE)]]),
-        "user_anno": lambda i: levels(VIDEOS[i]).astype(np.float64),
-        "gt_score": lambda i: levels(VIDEOS[i]).mean(0, keepdims=True),
-    }
-    with h5py.File(path, "w") as file:
-        struct, refs = file.create_group("tvsum50"), file.create_group("#refs#")
-        for name, value in {**right, **changes}.items():
-            cells = struct.create_dataset(name, (len(VIDEOS), 1), h5py.ref_dtype)
-            for i in range(len(VIDEOS)):
-                cells[i, 0] = refs.create_dataset(f"{name}{i}", data=value(i)).ref
-    return path
-
-
-SHOTS = {video: [[0, 19], [20, frames - 1]] for video, frames in LENGTHS.items()}
-
-
-def write_h5(folder: Path, remove: tuple[str, ...] = (), **changes: Any) -> Path:
-    """`tvsum.h5`, with names and rates; `changes` are of the second video."""
-    path = folder / "tvsum.h5"
-    with h5py.File(path, "w") as file:
-        for number, (video, frames) in enumerate(LENGTHS.items(), start=1):
-            picks = np.arange(0, frames, 5)
-            scores = levels(video)
-            content = {
-                "video_name": video,
-                "fps": float(RATE),
-                "n_frames": np.array(frames),
-                "picks": picks,
-                "gtscore": (scores[:, picks].mean(0) - 1) / 4,
-                "change_points": np.array(SHOTS[video]),
-                "user_summary": (scores > 3).astype(np.float32),
-                "features": np.zeros((len(picks), 4), np.float32),
-                **(changes if number == 2 else {}),
-            }
-            for name, value in content.items():
-                if number != 2 or name not in remove:
-                    file.create_dataset(f"video_{number}/{name}", data=value)
-    return path
-
-
-def splits(folder: Path, *folds: tuple[list[str], list[str]]) -> None:
-    content = [{"train_keys": train, "test_keys": test} for train, test in folds]
-    (folder / "tvsum_splits.json").write_text(json.dumps(content))
-
-
-def encode(path: Path, frames: int, fps: Fraction = RATE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for number in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 + number % 200, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-
-
-def config(root: Path, **changes: Any) -> DataConfig:
-    asked = {"dataset": "tvsum", "root": str(root), "sampling": "rate", "frames": 8, "store": False, **changes}
-    return DataConfig.model_validate(asked)
-
-
-def read(root: Path, **changes: Any) -> Any:
-    asked = config(root, **changes)
-    return read_dataset(annotation_files(asked), asked)
-
-
-# ---- both layouts
 
 
 def test_scores_of_the_matlab_file(tmp_path: Path) -> None:
@@ -189,9 +100,6 @@ def test_groups_without_names_are_tvsums_videos(tmp_path: Path) -> None:
     assert found["98MoyGZKHXc"].category == "VT"
 
 
-# ---- splits and windows
-
-
 def test_published_splits(tmp_path: Path) -> None:
     write_mat(tmp_path)
     splits(tmp_path, (["video_1", "video_3"], ["video_2"]), (["-b_", "e", "d"], ["a", "video_3"]))
@@ -248,9 +156,6 @@ def test_shots_are_found_by_a_command(tmp_path: Path) -> None:
     dataset = load_dataset(config(tmp_path))
     assert not any(len(split.odd) for split in dataset.splits.values())
     assert all(known.shots[-1, 1] == known.frames - 1 for known in dataset.importance.values())
-
-
-# ---- videos
 
 
 @pytest.fixture(scope="module")
@@ -333,142 +238,6 @@ def test_settings_that_mean_nothing(root: Path, tmp_path: Path) -> None:
         for name in ("train", "val"):
             (tmp_path / f"{name}.csv").write_text("a.mp4 A")
         load_dataset(DataConfig(dataset="labelled", root=str(tmp_path), sampling="rate"))
-
-
-# ---- files that are wrong
-
-
-@pytest.mark.parametrize(
-    ("remove", "changes", "said"),
-    [
-        (("user_summary",), {}, r"video_2: has no dataset user_summary, only .*change_points"),
-        (("n_frames",), {}, r"video_2: has no dataset n_frames"),
-        (("picks",), {}, r"video_2: has no dataset picks"),
-        (("gtscore",), {}, r"video_2: has no dataset gtscore"),
-        (("change_points",), {}, r"video_2: has no dataset change_points"),
-        (("fps",), {}, r"video_2: is no video of TVSum \(75 frames\), and has no dataset fps"),
-        ((), {"fps": 0.0}, r"video_2/fps: .*0\.0.* is not one number above 0"),
-        ((), {"n_frames": [75, 75]}, r"video_2/n_frames: .* is not one number"),
-        ((), {"n_frames": 74}, r"video_2/user_summary: float32 of shape \(20, 75\), not numbers \(n, 74\)"),
-        ((), {"user_summary": np.zeros(75)}, r"video_2/user_summary: .* shape \(75,\), not numbers \(n, 75\)"),
-        ((), {"user_summary": np.zeros((0, 75))}, r"video_2/user_summary: .* shape \(0, 75\)"),
-        ((), {"user_summary": np.full((20, 75), 0.5)}, r"video_2/user_summary: has values besides 0 and 1"),
-        ((), {"user_scores": np.zeros((20, 75))}, r"video_2/user_scores: 0 to 0, where scores are 1 to 5"),
-        ((), {"gtscore": np.zeros(14)}, r"video_2/gtscore: .* shape \(14,\), not numbers \(15\)"),
-        ((), {"gtscore": np.full(15, 4.0)}, r"video_2/gtscore: 4 to 4, where importance is 0 to 1"),
-        ((), {"gtscore": np.full(15, np.nan)}, r"video_2/gtscore: nan to nan"),
-        ((), {"picks": np.arange(15) * 6}, r"video_2/picks: not ascending frame numbers from 0 to 74"),
-        ((), {"picks": np.zeros(15)}, r"video_2/picks: not ascending"),
-        ((), {"change_points": [[0, 19], [21, 74]]}, r"video_2/change_points: not first and last frame of each shot"),
-        ((), {"change_points": [[0, 19], [20, 70]]}, r"video_2/change_points: .* from 0 to 74"),
-        ((), {"change_points": [[0, 74, 1]]}, r"video_2/change_points: .* shape \(1, 3\), not numbers \(n, 2\)"),
-        ((), {"video_name": "../a"}, r"video_2: video '\.\./a' is not the name of a file in videos/"),
-        ((), {"video_name": "a"}, r"video_2 and video_1 are both video 'a'"),
-        ((), {"video_name": ""}, r"video_2: video '' is not the name"),
-    ],
-)
-def test_an_h5_that_is_wrong(tmp_path: Path, remove: tuple[str, ...], changes: dict[str, Any], said: str) -> None:
-    path = write_h5(tmp_path, remove, **changes)
-    with pytest.raises(RaylabError, match=said) as error:
-        read(tmp_path)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"user_anno": lambda i: levels(VIDEOS[i])[:, 1:].astype(float)},
-            r"video_1/user_anno: .* not numbers \(n, 100\)",
-        ),
-        ({"user_anno": lambda i: levels(VIDEOS[i]) + 1.0}, r"video_1/user_anno: 2 to 6, where scores are 1 to 5"),
-        ({"user_anno": lambda i: levels(VIDEOS[i]).T.astype(float)}, r"shape \(100, 20\), not numbers \(n, 100\)"),
-        ({"nframes": lambda i: np.zeros((1, 1))}, r"video_1/nframes: .* is not one number above 0"),
-        ({"length": lambda i: np.full((1, 1), np.inf)}, r"video_1/length: .*inf.* is not one number"),
-        ({"video": lambda i: np.array([[ord("/")]], np.uint16)}, r"video_1: video '/' is not the name of a file"),
-        ({"video": lambda i: np.array([[ord("x")]], np.uint16)}, r"video_2 and video_1 are both video 'x'"),
-    ],
-)
-def test_a_mat_that_is_wrong(tmp_path: Path, changes: dict[str, Callable[[int], Any]], said: str) -> None:
-    path = write_mat(tmp_path, **changes)
-    with pytest.raises(RaylabError, match=said) as error:
-        read(tmp_path)
-    assert str(path) in str(error.value)
-
-
-def test_mat_files_of_another_kind(tmp_path: Path) -> None:
-    path = tmp_path / "ydata-tvsum50.mat"
-    savemat(path, {"tvsum50": np.zeros(3)})  # MATLAB 5
-    with pytest.raises(
-        RaylabError, match=r"tvsum50\.mat: cannot be read .* MATLAB 7\.3 \(HDF5\) file: save it with -v7\.3"
-    ):
-        read(tmp_path)
-    with h5py.File(path, "w") as file:
-        file.create_dataset("other", data=1)
-    with pytest.raises(RaylabError, match=r"has no struct tvsum50"):
-        read(tmp_path)
-    write_mat(tmp_path)
-    with h5py.File(path, "a") as file:
-        del file["tvsum50/length"]
-    with pytest.raises(RaylabError, match=r"tvsum50 has no field length"):
-        read(tmp_path)
-    content = write_mat(tmp_path).read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(RaylabError, match=r"cannot be read .*truncated"):
-        read(tmp_path)
-
-
-def test_an_h5_without_groups(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "tvsum.h5", "w") as file:
-        file.create_dataset("video_1", data=1)
-    with pytest.raises(RaylabError, match=r"has no groups, one for each video"):
-        read(tmp_path)
-
-
-def test_files_that_do_not_fit_together(tmp_path: Path) -> None:
-    write_h5(tmp_path)
-    write_mat(
-        tmp_path,
-        nframes=lambda i: np.array([[float(LENGTHS[VIDEOS[i]] - 1)]]),
-        user_anno=lambda i: levels(VIDEOS[i])[:, 1:] * 1.0,
-    )
-    with pytest.raises(RaylabError, match=r"video_1: n_frames 100 of video a, which has 99 in .*\.mat"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "not JSON"),
-        ("[]", "not a list of splits"),
-        ("[3]", "split 0: train_keys is no list of videos"),
-        ('[{"train_keys": ["video_1"]}]', "split 0: test_keys is no list"),
-        ('[{"train_keys": [], "test_keys": ["video_1"]}]', "train_keys is no list"),
-        (
-            '[{"train_keys": ["video_9"], "test_keys": ["video_1"]}]',
-            "train_keys names 'video_9', which the annotations",
-        ),
-        ('[{"train_keys": ["video_1"], "test_keys": ["a"]}]', "video_1 is in train_keys and in test_keys"),
-    ],
-)
-def test_splits_that_are_wrong(tmp_path: Path, content: str, said: str) -> None:
-    write_mat(tmp_path)
-    (tmp_path / "tvsum_splits.json").write_text(content)
-    with pytest.raises(RaylabError, match=r"tvsum_splits\.json: .*" + said):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content", ["{", "[]", '{"a": 3}', '{"a": [50, 50]}', '{"a": [100]}', '{"a": [0, 3]}', '{"a": ["x"]}']
-)
-def test_shots_that_are_wrong(tmp_path: Path, content: str) -> None:
-    write_mat(tmp_path)
-    (tmp_path / "tvsum_shots.json").write_text(content)
-    with pytest.raises(RaylabError, match=r"tvsum_shots\.json: .*tvsum_shots again"):
-        read(tmp_path)
-
-
-# ---- the published files
 
 
 @real
