@@ -108,3 +108,29 @@ def small_student(small_experiment):
             "train": {**sections["train"], "epochs": 1},
         }
     )
+
+
+@pytest.fixture
+def rows_of(tmp_path):
+    """Trains an experiment, `between` being called after every epoch; the rows of metrics, without times."""
+    from raylab.data.datasets import load_dataset
+    from raylab.storage import Folder
+    from raylab.training.loop import Trainer, Worker
+    from raylab.training.runfolder import RunFolder
+
+    started = []
+
+    def train(experiment, between=lambda: None):
+        run = RunFolder(Folder.open(tmp_path / f"run{len(started)}"))
+        started.append(run)
+        run.create(experiment)
+        trainer = Trainer(experiment, load_dataset(experiment.data), run, Worker(torch.device("cpu")))
+        rows = []
+        while not trainer.done:
+            trainer.train_epoch()
+            rows.append(trainer.finish_epoch())
+            between()
+        timed = {"seconds", "clips_per_second", "data_wait"}
+        return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+    return train

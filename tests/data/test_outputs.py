@@ -30,10 +30,7 @@ from raylab.data.store.sources import look, write_seen
 from raylab.models.distillation import structure
 from raylab.models.frozen import FrozenNetwork
 from raylab.models.videomae import VideoMAE, network
-from raylab.storage import Folder
 from raylab.tasks.distillation import DTYPE
-from raylab.training.loop import Trainer, Worker
-from raylab.training.runfolder import RunFolder
 
 CLIPS = 8  # of each split
 Rows = list[dict[str, Any]]
@@ -61,9 +58,8 @@ def asked() -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def train(small_student: Experiment, tmp_path: Path, kept: Path) -> Train:
-    """Trains with settings changed, `between` being called after every epoch; the rows without times."""
-    started: list[Path] = []
+def train(small_student: Experiment, rows_of: Callable[..., Rows], kept: Path) -> Train:
+    """`rows_of` with settings changed."""
 
     def run(between: Callable[[], None] = lambda: None, **changes: Any) -> Rows:
         settings = {
@@ -74,18 +70,7 @@ def train(small_student: Experiment, tmp_path: Path, kept: Path) -> Train:
             "distill.cache": str(kept),
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
-        experiment = small_student.override(settings)
-        started.append(tmp_path / f"run{len(started)}")
-        folder = RunFolder(Folder.open(started[-1]))
-        folder.create(experiment)
-        trainer = Trainer(experiment, load_dataset(experiment.data), folder, Worker(torch.device("cpu")))
-        rows = []
-        while not trainer.done:
-            trainer.train_epoch()
-            rows.append(trainer.finish_epoch())
-            between()
-        timed = {"seconds", "clips_per_second", "data_wait"}
-        return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+        return rows_of(small_student.override(settings), between)
 
     return run
 

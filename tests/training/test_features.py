@@ -19,9 +19,6 @@ from raylab.data.datasets import load_dataset
 from raylab.data.outputs import OutputCache
 from raylab.data.recorded import RecordedFrames
 from raylab.models.freezing import Freezable
-from raylab.storage import Folder
-from raylab.training.loop import Trainer, Worker
-from raylab.training.runfolder import RunFolder
 
 CLIPS = 8  # of each split
 MODELS = ("resnet50_lstm", "cross_attention", "r2plus1d_r50")
@@ -64,9 +61,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def train(small_experiment: Experiment, tmp_path: Path, kept: Path) -> Train:
-    """Trains with settings changed, `between` being called after every epoch; the rows without times."""
-    started: list[Path] = []
+def train(small_experiment: Experiment, rows_of: Callable[..., Rows], kept: Path) -> Train:
+    """`rows_of` with settings changed."""
 
     def run(between: Callable[[], None] = lambda: None, **changes: Any) -> Rows:
         model = {"name": "resnet50_lstm", "scale": "tiny", "pretrained": False}
@@ -78,18 +74,7 @@ def train(small_experiment: Experiment, tmp_path: Path, kept: Path) -> Train:
             "train.cache": str(kept),
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
-        experiment = Experiment.parse({**small_experiment.to_dict(), "model": model}).override(settings)
-        started.append(tmp_path / f"run{len(started)}")
-        folder = RunFolder(Folder.open(started[-1]))
-        folder.create(experiment)
-        trainer = Trainer(experiment, load_dataset(experiment.data), folder, Worker(torch.device("cpu")))
-        rows = []
-        while not trainer.done:
-            trainer.train_epoch()
-            rows.append(trainer.finish_epoch())
-            between()
-        timed = {"seconds", "clips_per_second", "data_wait"}
-        return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+        return rows_of(Experiment.parse({**small_experiment.to_dict(), "model": model}).override(settings), between)
 
     return run
 
