@@ -21,10 +21,10 @@ ONE_TRY = {"RAY_gcs_server_port_wait_time_s": "1"}  # else Ray tries for minutes
 class Victim:
     """A cluster of the first user on two nodes."""
 
-    def __init__(self, slurm):
+    def __init__(self, slurm, job):
         self.slurm = slurm
-        self.address = slurm.run("cat /tmp/raylab-*/ray/ray_current_cluster", node=HEAD).out
-        self.job = re.search(r"\d+", slurm.run("ls /tmp", user="root", node=HEAD).out.partition("raylab-")[2])[0]
+        self.job = job
+        self.address = slurm.run(f"cat /tmp/raylab-{job}-*/ray/ray_current_cluster", node=HEAD).out
         slurm.run("umask 077; mkdir -p ~/.ray; printf %064d 0 > ~/.ray/auth_token", user="eve")  # one of her own
 
     def ports(self, node):
@@ -53,14 +53,14 @@ def victim(request, slurm):
         ray("up -y")
         holding = ray.popen("submit", f"{HERE}/hold.py {slurm.shared} 1")
         ray.wait(lambda: (slurm.shared / "begun0").exists(), 90, "a worker has begun")
-        yield Victim(slurm)
+        yield Victim(slurm, ray.jobs("head")[0]["job_id"])
         (slurm.shared / "release").touch()
         assert holding.wait(60) == 0
         ray("down -y")
     else:
         job = Job(slurm, f"--nodes=2 --nodelist={HEAD},{WORKER}", "doctor --seconds 600")
         job.wait_for(lambda: "2 nodes (node1, node2)" in job.log)
-        yield Victim(slurm)
+        yield Victim(slurm, job.id)
         slurm.run(f"scancel {job.id}")
 
 
