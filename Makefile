@@ -38,7 +38,7 @@ format: .venv/ready
 
 bench: .venv/ready
 	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order \
-		distillation_gain distillation_cache; do \
+		distillation_gain distillation_cache handcrafted; do \
 		$(PY) benchmarks/$$benchmark.py || exit; \
 	done
 

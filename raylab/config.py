@@ -69,7 +69,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the clips come from and how they become batches."""
 
-    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled"] = "epic"
+    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled", "metadata"] = "epic"
     root: UserPath = Field("data/epic-kitchens-100", description="folder with the annotations and the videos")
     annotations: UserPath | None = Field(None, description="folder of the CSV files, when not under root")
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")

@@ -7,6 +7,7 @@ import torch
 ON_RAY = (  # share one cluster: to start one takes seconds
     "tests/cluster/",
     "tests/evaluation/test_evaluate.py",
+    "tests/handcrafted/test_extract_all.py",
     "tests/prepare/test_fidelity.py",
     "tests/prepare/test_killed.py",
     "tests/prepare/test_prepare.py",

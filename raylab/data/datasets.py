@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from raylab.config import DataConfig
-from raylab.data import epic, labelled
+from raylab.data import epic, labelled, metadata
 from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import EPIC, Layout, kitchen_root
@@ -51,6 +51,7 @@ DATASETS = {
     "kitchen": Entry(epic, partial(_render, EPIC)),
     "labelled": Entry(labelled),
     "kitchen_labelled": Entry(labelled, partial(_render, LABELLED)),
+    "metadata": Entry(metadata),
 }
 
 

@@ -92,7 +92,7 @@ def probe(path: Path | str) -> VideoInfo:
         VideoError: the file is missing, is not a video, or its first frame cannot be decoded.
     """
     path = Path(path)
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
             raise VideoError(f"{path}: {_NO_FRAME}")
@@ -136,41 +136,15 @@ def read_frames(path: Path | str, times: Sequence[float], decoder: str = "pyav")
 
 
 def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:
-    with _open(path) as (container, stream):
-        start, tick = _clock(stream)
-        targets = [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
-        slots = sorted(range(len(targets)), key=targets.__getitem__)
-        waiting = [targets[slot] for slot in slots]
-        frames = (
-            _all_frames(container, stream)
-            if container.format.name == "avi"
-            else _frames_near(container, stream, sorted(set(targets)))
-        )
-        reformatter = VideoReformatter()
-        video = np.empty(0, np.uint8)
-
-        def place(frame: VideoFrame, settled: int) -> None:
-            nonlocal video
+    reformatter = VideoReformatter()
+    video = np.empty(0, np.uint8)
+    with open_video(path) as (container, stream):
+        for frame, slots in frames_shown(path, container, stream, times):
             picture = _rgb(frame, stream, reformatter)
             if not video.size:
-                video = np.empty((len(targets), *picture.shape), np.uint8)
-            for slot in slots[:settled]:
+                video = np.empty((len(times), *picture.shape), np.uint8)
+            for slot in slots:
                 video[slot] = picture
-            del slots[:settled], waiting[:settled]
-
-        shown: tuple[int, VideoFrame] | None = None
-        for pts, frame in frames:
-            if passed := bisect_left(waiting, pts):
-                place(shown[1] if shown else frame, passed)
-            if not waiting:
-                break
-            shown = pts, frame
-        if waiting:
-            if shown is None:
-                raise VideoError(f"{path}: {_NO_FRAME}")
-            pts, frame = shown
-            _refuse_cut(path, container, stream, (pts + (frame.duration or 0) - start) * tick, times)
-            place(frame, len(waiting))
     return torch.from_numpy(video).permute(0, 3, 1, 2)
 
 
@@ -223,19 +197,58 @@ DECODERS: dict[str, Callable[[Path, Sequence[float]], Tensor]] = {
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its best video stream; any failure of FFmpeg inside the block becomes a `VideoError`."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None or stream.disposition & Disposition.attached_pic:
                 raise VideoError(f"{path}: has no video stream that can be decoded; give a file with moving pictures")
-            if stream.start_time is None or not stream.average_rate:
+            raw = stream.start_time is None and not container.duration  # Matroska of few frames has a duration alone
+            if raw or not stream.average_rate:
                 raise VideoError(f"{path}: states no times or frame rate; wrap it: ffmpeg -i FILE -c copy FILE.mp4")
             stream.codec_context.thread_count = 1
             yield container, stream
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be read ({error.strerror}); record, convert or download it again") from error
+
+
+def frames_shown(
+    path: Path, container: InputContainer, stream: VideoStream, times: Sequence[float]
+) -> Iterator[tuple[VideoFrame, list[int]]]:
+    """Each frame that is on screen at some of the times, as decoded, and the positions of these times.
+
+    Args:
+        path: for messages.
+        container, stream: of `open_video`.
+        times: as for `read_frames`.
+
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    start, tick = _clock(stream)
+    targets = [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
+    slots = sorted(range(len(targets)), key=targets.__getitem__)
+    waiting = [targets[slot] for slot in slots]
+    frames = (
+        _all_frames(container, stream)
+        if container.format.name == "avi"
+        else _frames_near(container, stream, sorted(set(targets)))
+    )
+    shown: tuple[int, VideoFrame] | None = None
+    for pts, frame in frames:
+        if passed := bisect_left(waiting, pts):
+            yield shown[1] if shown else frame, slots[:passed]
+            del slots[:passed], waiting[:passed]
+        if not waiting:
+            break
+        shown = pts, frame
+    if waiting:
+        if shown is None:
+            raise VideoError(f"{path}: {_NO_FRAME}")
+        pts, frame = shown
+        _refuse_cut(path, container, stream, (pts + (frame.duration or 0) - start) * tick, times)
+        yield frame, slots
 
 
 def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoFrame]]:
@@ -372,7 +385,7 @@ def _index(path: Path, times: Sequence[float]) -> tuple[list[int], list[tuple[fl
         For each time the index, in display order, of the frame on screen; and for each frame of the file its timestamp
         in seconds, whether it is a keyframe, and its length in seconds.
     """
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         if container.format.name in _UNINDEXED:
             raise VideoError(f"{path}: other decoders miss frames of {container.format.name} files; {_USE_PYAV}")
         start, tick = _clock(stream)

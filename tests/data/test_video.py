@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
 from raylab.data.extracted import read_extracted
-from raylab.data.video import DECODERS, EPSILON, VideoError, _frames_near, _open, probe, read_frames
+from raylab.data.video import DECODERS, EPSILON, VideoError, _frames_near, open_video, probe, read_frames
 from raylab.errors import RaylabError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -202,7 +202,7 @@ def test_only_the_stretch_needed_is_decoded(tmp_path: Path) -> None:
 def test_nothing_is_decoded_twice(name: str, tmp_path: Path) -> None:
     encode(tmp_path / name, constant(30), gop=15, bframes=3)
     for spacing in (4, 6, 20):
-        with _open(tmp_path / name) as (container, stream):
+        with open_video(tmp_path / name) as (container, stream):
             targets = [round(n / 30 / stream.time_base) for n in range(0, 120, spacing)]
             decoded = [pts for pts, _ in _frames_near(container, stream, targets)]
         assert decoded == sorted(set(decoded))
