@@ -6,13 +6,17 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from operator import attrgetter
 
-from raylab.config import DistillConfig, Experiment
+from raylab.config import Experiment
+from raylab.data.clips import Dataset
 from raylab.data.datasets import load_dataset
+from raylab.data.splits import unequal
 from raylab.errors import RaylabError
-from raylab.models.registry import find_model
+from raylab.models.registry import batches, find_model
 from raylab.storage import Folder
 
 DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
+OWN = {"distillation": "distill", "classification": "classification"}
+"""Task → the section of an experiment that is its own."""
 
 
 def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experiment] = ()) -> str:
@@ -38,7 +42,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     data = experiment.data
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
-    which = attrgetter("frames", "size", "sampling", "split", "folds", "fold")
+    which = attrgetter("frames", "size", "sampling", "split", "folds", "fold", "fold_seed")
     asked = {which(variant.data): variant.data for variant in reversed(variants)}
     datasets = {key: load_dataset(wanted) for key, wanted in asked.items()}  # a named store must serve every one
     dataset = datasets[which(data)]
@@ -46,10 +50,10 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     for variant in variants:
         its = datasets[which(variant.data)]
         clips = len(its.stored["train"].chosen if its.stored else its.splits["train"].clips)
-        batch = variant.data.batch_size * variant.resources.workers
-        if batch > clips:
+        size = 1 if find_model(variant.model.name).handcrafted else batches(variant).size
+        if size * variant.resources.workers > clips:
             raise RaylabError(
-                f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} "
+                f"data.batch_size = {size} × resources.workers = {variant.resources.workers} "
                 f"is more than the {clips} training clips: lower one of them"
             )
 
@@ -70,6 +74,8 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         left_out = len(found.clips) - len(clips_of_split)
         lines.append(f"{split}: {found.summary()}" + (f", {left_out:,} unreadable" if left_out else ""))
     lines.append(", ".join(f"{count} {head} classes" for head, count in dataset.heads.items()))
+    if data.split == "stratified":
+        lines += unequal({variant.data.fold: datasets[which(variant.data)] for variant in variants})
     if stored:
         stored.store.check_sources()
         lines.append(f"frames: clip store {stored.store.folder}")
@@ -80,6 +86,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         )
     for variant in variants:
         lines += check_task(variant, {split: len(found.clips) for split, found in dataset.splits.items()})
+        check_classes(variant, dataset)
     starts = {(v.model.name, v.model.scale, v.model.encoder, v.model.pretrained): v.model for v in variants}
     weights = dict.fromkeys(str(resolve_weights(model) or "random") for model in starts.values())
     lines.append(f"weights: {', '.join(weights)}")
@@ -99,14 +106,27 @@ def check_task(experiment: Experiment, clips: Mapping[str, int]) -> list[str]:
     Raises:
         RaylabError: a setting means nothing to the task, or a network it learns from cannot be had or does not fit.
     """
+    for task, section in OWN.items():
+        value = getattr(experiment, section)
+        if experiment.task != task and value != type(value)():
+            raise RaylabError(f"{section}: means nothing to the task {experiment.task}: set task={task}, or remove it")
     if experiment.task != "distillation":
-        if experiment.distill != DistillConfig():
-            raise RaylabError(
-                f"distill: means nothing to the task {experiment.task}: set task=distillation, or remove it"
-            )
         return []
     if experiment.loss.weights:
         raise RaylabError("loss.weights: there is one head: set distill.classification_weight in their place")
     from raylab.models.frozen import check_sources
 
     return check_sources(experiment, clips)
+
+
+def check_classes(experiment: Experiment, dataset: Dataset) -> None:
+    """Check that the task classification gets one head, and that its positive class is one of it.
+
+    Raises:
+        RaylabError: it does not, or is not.
+    """
+    if experiment.task == "classification":
+        from raylab.tasks.classification import only_head, positive_class
+
+        names = dataset.labels[only_head(dataset.labels)]
+        positive_class(names, experiment.classification.positive)

@@ -22,6 +22,7 @@ from rich.table import Table
 from raylab.cli import console, run_verb
 from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
+from raylab.models.registry import find_model
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.training.runfolder import RunFolder
@@ -94,16 +95,22 @@ class Checkpoint:
     def load_model(self, device: str | torch.device = "cpu") -> nn.Module:
         """The trained model, in evaluation mode: float (B, T, 3, H, W) → head → logits (B, classes).
 
+        A classifier of handcrafted features takes them in place of frames, float64 (B, features), in the order of its
+        `features` (`raylab.handcrafted.extract` gives a video's).
+
         Raises:
             RaylabError: the weights are damaged, or not those of the model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from raylab.models.feature_classifier import FeatureClassifier
         from raylab.models.registry import build_model
 
         with self.folder.as_local() as folder:
             model = build_model(self.experiment.model, self.heads, checkpoint=folder)
+            if isinstance(model, FeatureClassifier):
+                return model.load(folder).eval()
             try:
                 model.load_state_dict(load_file(folder / "model.safetensors"))
             except (OSError, SafetensorError, RuntimeError) as error:
@@ -111,7 +118,16 @@ class Checkpoint:
         return model.to(device).eval()
 
     def transform(self, model: nn.Module) -> ClipTransform:
-        """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them."""
+        """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them.
+
+        Raises:
+            RaylabError: the model does not look at frames.
+        """
+        if find_model(self.experiment.model.name).handcrafted:
+            raise RaylabError(
+                f"{self.path}: {self.experiment.model.name} judges whole files by their handcrafted features, not "
+                "frames: use raylab.evaluate, or raylab.handcrafted.extract"
+            )
         from raylab.data.augment import ClipTransform
 
         return ClipTransform.for_model(model, self.experiment.data, train=False, seed=0)
@@ -287,6 +303,8 @@ def results(
         from raylab.sweeps.tables import leaderboard_table
 
         console.print(leaderboard_table(sweep.leaderboard(), sweep.space))
+        if sweep.space.cross_validated:
+            console.print(f"over folds: raylab compare {escape(name)}")
     else:
         console.print(runs_table([Run.read(RunFolder(sweep.folder))]))
 

@@ -11,6 +11,7 @@ ON_RAY = (  # share one cluster: to start one takes seconds
     "tests/prepare/test_fidelity.py",
     "tests/prepare/test_killed.py",
     "tests/prepare/test_prepare.py",
+    "tests/sweeps/test_cross_validation.py",
     "tests/sweeps/test_sweep.py",
     "tests/training/test_distributed.py",
     "tests/training/test_every_model.py",

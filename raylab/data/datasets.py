@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from raylab.config import DataConfig
 from raylab.data import epic, labelled, metadata
 from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import EPIC, Layout, kitchen_root
+from raylab.data.kitchen_aura import AURA
 from raylab.data.kitchen_labelled import LABELLED
-from raylab.data.splits import POOLED, by_group
+from raylab.data.splits import POOLED, divide
 from raylab.data.store.find import find_store
 
 
@@ -41,7 +42,7 @@ class Entry:
     locate: Callable[[DataConfig], DataConfig] = lambda config: config
 
 
-def _render(layout: Layout, config: DataConfig) -> DataConfig:
+def _render(layout: Layout[Any], config: DataConfig) -> DataConfig:
     root = kitchen_root(config.kitchen, layout=layout)
     return config.model_copy(update={"root": str(root), "annotations": None})
 
@@ -52,6 +53,7 @@ DATASETS = {
     "labelled": Entry(labelled),
     "kitchen_labelled": Entry(labelled, partial(_render, LABELLED)),
     "metadata": Entry(metadata),
+    "kitchen_aura": Entry(metadata, partial(_render, AURA)),
 }
 
 
@@ -71,12 +73,12 @@ def load_dataset(config: DataConfig, splits: Sequence[str] = ("train", "val"), c
     """
     entry = DATASETS[config.dataset]
     reader, located = entry.reader, entry.locate(config)
-    regrouped = config.split == "participant" and not set(splits).isdisjoint(POOLED)
+    regrouped = config.split != "official" and not set(splits).isdisjoint(POOLED)
     files = reader.annotation_files(located, list(dict.fromkeys([*splits, *(POOLED if regrouped else ())])))
     key = digest(files, config.dataset, reader.FORMAT, config.max_clips)
     dataset = cached(key, lambda: reader.read_dataset(files, config.max_clips))
     if regrouped:
-        dataset = by_group(dataset, config.folds, config.fold)
+        dataset = divide(dataset, config)
     dataset = replace(dataset, splits={split: dataset.splits[split] for split in splits})
     clips = {split: annotations.clips for split, annotations in dataset.splits.items()}
     stored, refusals = find_store(config, stores_folder(config), clips, crops)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import cos, floor, radians, sin
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import av
 import numpy as np
@@ -48,21 +48,51 @@ CLIP_COLUMNS = (
 Splits = dict[str, tuple[Video, ...]]
 
 
+class Film(Protocol):
+    """What every kind of planned video has: its frame rate, and which of `digits` it shows."""
+
+    @property
+    def fps(self) -> Fraction: ...
+
+    @property
+    def images(self) -> list[int]: ...
+
+
+class Backdrop(Protocol):
+    """What decides a background: see `Video`."""
+
+    @property
+    def texture(self) -> int: ...
+
+    @property
+    def brightness(self) -> int: ...
+
+    @property
+    def inverted(self) -> bool: ...
+
+
+F = TypeVar("F", bound=Film)
+
+
 @dataclass(frozen=True)
-class Layout:
-    """How the built-in data set is filed.
+class Layout(Generic[F]):
+    """How the built-in data set is filed, and of which videos.
 
     Attributes:
         name: what the names of its folders begin with.
         plan: size → split → the videos to render.
+        draw: a video and images of its digits, (n, 8, 8), 0–255 → its frames, as `render_frames`.
         path: where a video lies under the root.
         annotate: writes the annotations of all splits into a folder.
+        settings: what its plan follows, besides those of `kitchen_plan`.
     """
 
     name: str
-    plan: Callable[[str], Splits]
-    path: Callable[[Video], Path]
-    annotate: Callable[[Path, Splits], None]
+    plan: Callable[[str], dict[str, tuple[F, ...]]]
+    draw: Callable[[F, NDArray[np.uint8]], Iterator[Image.Image]]
+    path: Callable[[F], Path]
+    annotate: Callable[[Path, dict[str, tuple[F, ...]]], None]
+    settings: tuple[object, ...] = ()
 
 
 def kitchen_root(
@@ -70,7 +100,7 @@ def kitchen_root(
     cache: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-    layout: Layout | None = None,
+    layout: Layout[Any] | None = None,
 ) -> Path:
     """The folder of the built-in data set, rendered on the first call.
 
@@ -97,7 +127,7 @@ def kitchen_root(
         raise RaylabError(f"workers = {workers}: rendering the kitchen data set needs at least 1")
     layout = layout or EPIC
     base = cache or cache_folder()
-    root = base / f"{layout.name}-{size}-{fingerprint(size)}"
+    root = base / f"{layout.name}-{size}-{fingerprint(size, *layout.settings)}"
     if root.is_dir():
         return root
     try:
@@ -113,10 +143,10 @@ def kitchen_root(
     return root
 
 
-def fingerprint(size: str) -> str:
-    """Ten hex digits that change with the size and with any setting of the generator."""
+def fingerprint(size: str, *of_layout: object) -> str:
+    """Ten hex digits that change with the size and with any setting of the generator, and of a layout."""
     drawn = {name: value for name, value in vars(kitchen_plan).items() if name.isupper() and name != "SIZES"}
-    settings = (FORMAT, WIDTH, HEIGHT, ENCODER, sorted(drawn.items()), SIZES[size])
+    settings = (FORMAT, WIDTH, HEIGHT, ENCODER, sorted(drawn.items()), SIZES[size], *of_layout)
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
 
 
@@ -126,18 +156,18 @@ def render_frames(video: Video, images: NDArray[np.uint8]) -> Iterator[Image.Ima
     Args:
         images: the digit of each segment, (segments, 8, 8), 0–255.
     """
-    background = _background(video)
+    background = draw_background(video)
     rest = rest_frames(video.fps)
     shown = {
         frame: (segment, glyph)
-        for segment, glyph in zip(video.segments, map(_glyph, images), strict=True)
+        for segment, glyph in zip(video.segments, map(draw_glyph, images), strict=True)
         for frame in range(segment.start - rest, segment.stop + rest)
     }
     for frame in range(video.frames):
         image = background.copy()
         if frame in shown:
             segment, glyph = shown[frame]
-            image.paste(segment.ink, None, _place(glyph, segment.pose(frame)))
+            image.paste(segment.ink, None, place_glyph(glyph, segment.pose(frame)))
         yield image
 
 
@@ -150,7 +180,7 @@ def _usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def _background(video: Video) -> Image.Image:
+def draw_background(video: Backdrop) -> Image.Image:
     """Static cloudy texture: coarse coloured noise and fine grey noise about the mean brightness."""
     rng = np.random.default_rng(video.texture)
     coarse = rng.normal(0, 14, size=(5, 9, 3)) + rng.normal(0, 10, size=3)
@@ -160,7 +190,7 @@ def _background(video: Video) -> Image.Image:
     return ImageChops.invert(image) if video.inverted else image
 
 
-def _glyph(digit: NDArray[np.uint8]) -> Image.Image:
+def draw_glyph(digit: NDArray[np.uint8]) -> Image.Image:
     """Opacity mask of a digit, fading to 0 at its border."""
     return _enlarge(np.pad(digit, 1), (GLYPH, GLYPH))
 
@@ -169,7 +199,7 @@ def _enlarge(pixels: NDArray[Any], size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
-def _place(glyph: Image.Image, pose: Pose) -> Image.Image:
+def place_glyph(glyph: Image.Image, pose: Pose) -> Image.Image:
     """The glyph's mask, placed in an otherwise empty frame."""
     zoom = 0.8 * GLYPH / (pose.size * HEIGHT)  # mask pixels per frame pixel; the digit fills 8 of 10 cells
     a, b = zoom * cos(radians(pose.angle)), zoom * sin(radians(pose.angle))
@@ -180,7 +210,7 @@ def _place(glyph: Image.Image, pose: Pose) -> Image.Image:
 
 
 def _render_root(
-    layout: Layout, size: str, root: Path, workers: int, progress: Callable[[int, int], None] | None
+    layout: Layout[Any], size: str, root: Path, workers: int, progress: Callable[[int, int], None] | None
 ) -> None:
     """Render beside `root`, then rename. The caller holds the lock, so any other unfinished folder is abandoned."""
     # joblib's workers, unlike the standard library's, do not import the caller's main module (and torch with it).
@@ -197,8 +227,7 @@ def _render_root(
         for parent in {path.parent for path in videos}:
             parent.mkdir(parents=True)
         jobs = (
-            delayed(_render_video)(video, images[[segment.image for segment in video.segments]], path)
-            for path, video in videos.items()
+            delayed(_render_video)(layout.draw, video, images[video.images], path) for path, video in videos.items()
         )
         parallel = Parallel(workers, "loky", return_as="generator_unordered", idle_worker_timeout=2)
         for done, _ in enumerate(parallel(jobs), start=1):
@@ -210,11 +239,13 @@ def _render_root(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _render_video(video: Video, images: NDArray[np.uint8], path: Path) -> None:
+def _render_video(
+    draw: Callable[[F, NDArray[np.uint8]], Iterator[Image.Image]], video: F, images: NDArray[np.uint8], path: Path
+) -> None:
     with av.open(path, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=video.fps, options=dict(ENCODER))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for number, image in enumerate(render_frames(video, images)):
+        for number, image in enumerate(draw(video, images)):
             frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
             frame.pts, frame.time_base = number, 1 / video.fps
             container.mux(stream.encode(frame))
@@ -272,4 +303,4 @@ def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object
         writer.writerows(rows)
 
 
-EPIC = Layout("kitchen", plan, path=lambda video: video.path, annotate=_write_annotations)
+EPIC = Layout("kitchen", plan, render_frames, path=lambda video: video.path, annotate=_write_annotations)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raylab.data.kitchen import Layout, Splits, rest_frames
+from raylab.data.kitchen import Layout, Splits, render_frames, rest_frames
 from raylab.data.kitchen_plan import VERBS, Video, plan
 from raylab.data.labelled import SPLITS
 
@@ -40,4 +40,4 @@ def _write_lists(folder: Path, splits: Splits) -> None:
         (folder / SPLITS[split]).write_text("".join(rows), encoding="utf-8")
 
 
-LABELLED = Layout("kitchen-labelled", plan_clips, _path, _write_lists)
+LABELLED = Layout("kitchen-labelled", plan_clips, render_frames, _path, _write_lists)

@@ -117,6 +117,11 @@ class Video:
     inverted: bool
 
     @property
+    def images(self) -> list[int]:
+        """The digit of each segment, as an index into `digits`."""
+        return [segment.image for segment in self.segments]
+
+    @property
     def path(self) -> Path:
         """Of the video file, under the data set's root."""
         return Path(self.participant, "videos", f"{self.id}.MP4")

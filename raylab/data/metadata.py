@@ -48,7 +48,7 @@ def annotation_files(config: DataConfig, splits: Sequence[str] = POOLED) -> dict
         if split not in POOLED:
             raise RaylabError(f"{split}: {FILE} is divided into {' and '.join(POOLED)} alone")
     if config.split == "official":
-        raise RaylabError(f"data.split = official: {FILE} has no published splits: set data.split=participant")
+        raise RaylabError(f"data.split = official: {FILE} has no published splits: set data.split=stratified")
     path = Path(config.annotations or config.root).absolute() / FILE
     if path not in scan(path.parent, lambda entry: entry.name == FILE and entry.is_file()):
         raise RaylabError(f"{path}: not found; {REMEDY}")

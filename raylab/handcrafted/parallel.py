@@ -19,6 +19,13 @@ from raylab.handcrafted.extract import HandcraftedSettings, extract
 from raylab.handcrafted.measures import FEATURES
 
 Outcome = tuple[Path, "NDArray[np.float64] | str"]
+Run = Callable[[Callable[[Path], Outcome], Iterable[Path]], Iterable[Outcome]]
+
+
+def on_cluster(measure: Callable[[Path], Outcome], videos: Iterable[Path]) -> Iterable[Outcome]:
+    """Each video on a CPU of the cluster, in the order in which they are done."""
+    connect()
+    return spread(measure, videos)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ def extract_all(
     settings: HandcraftedSettings | None = None,
     folder: Path | None = None,
     show: Callable[[Iterable[Outcome], int], Iterable[Outcome]] | None = None,
+    run: Run = on_cluster,
 ) -> Extracted:
     """The vector of each video, from the cache if it was computed before; a cluster is joined only if one was not.
 
@@ -52,6 +60,7 @@ def extract_all(
         settings: by default, those of `HandcraftedSettings`.
         folder: of the cache; by default, in the user's cache folder.
         show: passes on (video, its vector or why there is none) as each is computed, of so many in all.
+        run: calls a function of each video; `map` does so in this process, without a cluster.
 
     Raises:
         RaylabError: the cache cannot be written, or the cluster not be joined.
@@ -73,8 +82,7 @@ def extract_all(
             else:
                 found[video] = vector
     if missing:
-        connect()
-        done: Iterable[Outcome] = spread(partial(_measure, settings), missing)
+        done = run(partial(_measure, settings), missing)
         for video, outcome in show(done, len(missing)) if show else done:
             if isinstance(outcome, str):
                 unreadable[video] = outcome

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raylab.models.clip_model import ClipModel
-    from raylab.models.encoders import FrameEncoder
     from raylab.models.temporal import TemporalModel
 
 _SOURCE = "EPIC-KITCHENS-100 action recognition, "
@@ -184,9 +183,10 @@ def cross_attention(config: ModelConfig, heads: Mapping[str, int]) -> nn.Module:
     256 wide, feed-forward layers 512. `model.temporal_layers` counts the rounds of cross-attention: one.
     """
     from raylab.models.cross_attention import CrossAttentionModel
+    from raylab.models.encoders import build_encoder
 
     return CrossAttentionModel(
-        _encoder(config, frozen_blocks=2),
+        build_encoder(config, frozen_blocks=2),
         heads,
         width=config.temporal_width or 256,
         rounds=config.temporal_layers or 1,
@@ -204,19 +204,10 @@ def _compose(
     channels: int = 3,
 ) -> ClipModel:
     from raylab.models.clip_model import ClipModel
+    from raylab.models.encoders import build_encoder
 
-    encoder = _encoder(config, frozen_blocks, channels)
+    encoder = build_encoder(config, frozen_blocks, channels)
     return ClipModel(encoder, temporal(encoder.width, config), heads, config.dropout)
-
-
-def _encoder(config: ModelConfig, frozen_blocks: int, channels: int = 3) -> FrameEncoder:
-    from raylab.models.encoders import FrameEncoder
-    from raylab.models.weights import fetch_encoder_weights
-
-    assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
-    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained), channels)
-    encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
-    return encoder
 
 
 def _average(width: int, config: ModelConfig) -> TemporalModel:

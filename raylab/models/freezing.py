@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from raylab.errors import RaylabError
 
 
-class Freezable(nn.Module):
-    """A network whose stem and first blocks can be fixed.
+class Freezable(nn.Module, ABC):
+    """An encoder of clips whose stem and first blocks can be fixed.
 
     Args:
         name: what messages call it.
+
+    Attributes:
+        width: C, the number of features.
+        mean, std: per RGB channel, for pixels in [0, 1]; the caller normalises with them.
     """
+
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         self._groups: list[list[Parameter]] = []
         self._frozen: list[nn.Module] = []
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """Normalised float (B, T, channels, H, W) → features, float (B, N, C)."""
+
+    def forward(self, video: Tensor) -> Tensor:
+        """As `encode`; features, float (B, N, C), that were computed before pass through as they are."""
+        return video if video.ndim == 3 else self.encode(video)
 
     def divide(self, groups: Iterable[Iterable[Parameter]]) -> None:
         """Say what the stem is and what each block, in order; nothing where the network is not divided."""

@@ -27,9 +27,16 @@ def _distillation(experiment: Experiment, labels: Labels, checkpoint: Path | Non
     return DistillationTask(experiment, labels, checkpoint)
 
 
+def _classification(experiment: Experiment, labels: Labels, checkpoint: Path | None) -> Task:
+    from raylab.tasks.classification import ClassificationTask
+
+    return ClassificationTask(experiment, labels, checkpoint)
+
+
 TASKS: dict[str, Callable[[Experiment, Labels, Path | None], Task]] = {
     "action": _action,
     "distillation": _distillation,
+    "classification": _classification,
 }
 
 

@@ -43,7 +43,7 @@ class ActionTask(Task):
             predictions={head: value.detach() for head, value in logits.items()},
         )
 
-    def metrics(self) -> Metric:
+    def metrics(self, split: str = "val") -> Metric:
         return ActionAccuracy(self.heads)
 
 

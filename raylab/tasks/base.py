@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 if TYPE_CHECKING:
     from raylab.data.augment import ClipTransform
+    from raylab.data.clips import Dataset
     from raylab.data.outputs import OutputCache
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -27,7 +27,7 @@ class TaskOutput:
     Attributes:
         loss: scalar to minimise, the mean over the batch's clips.
         losses: its named parts, scalars without gradient.
-        predictions: head name → logits (B, classes), without gradient.
+        predictions: head name → logits (B, classes), without gradient, and what else the task's metrics need.
     """
 
     loss: Tensor
@@ -38,7 +38,7 @@ class TaskOutput:
 class Task(nn.Module, ABC):
     """A trainable `model`, its loss and its metrics.
 
-    What else a task holds (frozen teachers) is neither trained nor saved, and stays outside DDP.
+    What else a task holds (frozen teachers) is neither trained nor saved.
 
     Args:
         model: the result: what is saved, and evaluated alone.
@@ -61,21 +61,13 @@ class Task(nn.Module, ABC):
         self.model = model
         self.trained = model if trained is None else trained
         self.auxiliary = auxiliary
-        self._parallel: list[DistributedDataParallel] = []  # a list hides it from state_dict and parameters
 
-    def distribute(self) -> None:
-        """Average the gradients of what is trained over all workers from now on."""
-        self._parallel = [DistributedDataParallel(self.trained, gradient_as_bucket_view=True)]
-
-    @property
-    def parallel(self) -> nn.Module:
-        """The module a training step goes through: `trained`, inside DDP when distributed."""
-        return self._parallel[0] if self._parallel else self.trained
+    def watch(self, dataset: Dataset) -> None:
+        """Take note of the data set that is trained on, before anything else."""
 
     def predict(self, video: Tensor) -> dict[str, Tensor]:
-        """Logits of each head. Evaluation bypasses DDP, since ranks may hold unequal numbers of clips."""
-        network = self.parallel if self.training else self.model
-        outputs: dict[str, Tensor] = network(video)
+        """Logits of each head."""
+        outputs: dict[str, Tensor] = self.model(video)
         return outputs
 
     @abstractmethod
@@ -90,5 +82,5 @@ class Task(nn.Module, ABC):
         """Add files to a checkpoint's folder with which others can use its `model.safetensors`."""
 
     @abstractmethod
-    def metrics(self) -> Metric:
-        """A fresh metric; `update(predictions, labels)`, `compute()` → name → scalar."""
+    def metrics(self, split: str = "val") -> Metric:
+        """A fresh metric of a split; `update(predictions, labels)`, `compute()` → name → scalar."""

@@ -47,6 +47,7 @@ class Progress:
         epoch: finished epochs.
         batch: batches done in the running epoch, on every worker.
         step: optimiser steps done.
+        micro_batch: clips that go through the model at once, where memory did not suffice for a batch; else 0.
         best: best value of the monitored metric so far, with its epoch.
         seconds: time spent training and validating, over all restarts.
         history: one row of metrics for each finished epoch.
@@ -55,6 +56,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    micro_batch: int = 0
     best: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0

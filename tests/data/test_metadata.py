@@ -138,7 +138,7 @@ def test_a_missing_file_and_what_it_cannot_give(tmp_path: Path) -> None:
     with pytest.raises(RaylabError, match=r"metadata\.csv: not found; set data\.root=PATH"):
         annotation_files(config(tmp_path))
     write(tmp_path, "path,label\na.mp4,A\n")
-    with pytest.raises(RaylabError, match=r"data\.split = official: .* set data\.split=participant"):
+    with pytest.raises(RaylabError, match=r"data\.split = official: .* set data\.split=stratified"):
         annotation_files(DataConfig(root=str(tmp_path)))
     with pytest.raises(RaylabError, match=r"test: metadata\.csv is divided into train and val alone"):
         annotation_files(config(tmp_path), ["test"])
