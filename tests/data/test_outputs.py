@@ -84,7 +84,7 @@ def train(small_student: Experiment, tmp_path: Path, kept: Path) -> Train:
             trainer.train_epoch()
             rows.append(trainer.finish_epoch())
             between()
-        timed = {"seconds", "clips_per_second", "data_wait"}
+        timed = {"seconds", "clips_per_second", "data_wait", "memory"}
         return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
     return run
