@@ -42,7 +42,7 @@ format: .venv/ready
 
 bench: .venv/ready
 	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order \
-		distillation_gain distillation_cache keyframes_gain frozen_features; do \
+		distillation_gain distillation_cache keyframes_gain frozen_features handcrafted; do \
 		$(PY) benchmarks/$$benchmark.py || exit; \
 	done
 

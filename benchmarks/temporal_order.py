@@ -35,6 +35,7 @@ from raylab.data.dataset import ClipDataset
 from raylab.data.datasets import load_dataset
 from raylab.data.loader import EvalBatches, make_loader
 from raylab.errors import RaylabError
+from raylab.models.registry import batches
 from raylab.results import Checkpoint
 from raylab.storage import Folder
 from raylab.training.loop import Worker, train
@@ -109,9 +110,10 @@ def predict(
     data = checkpoint.experiment.data
     clips = ClipDataset.of(dataset, split, data)
     transform = checkpoint.transform(model)
-    loader = make_loader(clips, EvalBatches(len(clips), data.batch_size, 0, 1), data, pin=False)
-    batches = [(model(transform(batch["video"], batch["ids"], 0)), batch["labels"]) for batch in loader]
-    logits, labels = ([part[i] for part in batches] for i in (0, 1))
+    shares = EvalBatches(len(clips), batches(checkpoint.experiment).size, 0, 1)
+    loader = make_loader(clips, shares, data, pin=False)
+    parts = [(model(transform(batch["video"], batch["ids"], 0)), batch["labels"]) for batch in loader]
+    logits, labels = ([part[i] for part in parts] for i in (0, 1))
     return _concatenate(logits), _concatenate(labels)
 
 

@@ -21,6 +21,7 @@ VERBS = {
     "tune": "raylab.tune",
     "train": "raylab.train",
     "evaluate": "raylab.evaluate",
+    "compare": "raylab.compare",
     "predict": "raylab.predict",
     "results": "raylab.results",
     "models": "raylab.models.__main__",

@@ -44,17 +44,22 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Where the clips come from and how they become batches."""
 
-    dataset: Literal["epic", "kitchen", "labelled", "kitchen_labelled", "tvsum", "kitchen_keyframes"] = "epic"
+    dataset: Literal[
+        "epic", "kitchen", "labelled", "kitchen_labelled", "tvsum", "kitchen_keyframes", "metadata", "kitchen_aura"
+    ] = "epic"
     root: UserPath = Field("data/epic-kitchens-100", description="folder with the annotations and the videos")
     annotations: UserPath | None = Field(None, description="folder of the CSV files, when not under root")
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")
     source: Literal["auto", "videos", "frames"] = Field("auto", description="video files or extracted frames")
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    split: Literal["official", "participant"] = Field(
-        "official", description="the published splits; or all clips, no participant in both train and val"
+    split: Literal["official", "participant", "stratified"] = Field(
+        "official",
+        description="the published splits; or all clips, no participant (group) in both train and val; or so that "
+        "besides every part has its share of each class",
     )
-    folds: int = Field(5, ge=2, description="parts of the participants, for data.split=participant")
+    folds: int = Field(5, ge=2, description="parts of all clips, for data.split=participant or stratified")
     fold: int = Field(0, ge=0, description="the part that is val; of TVSum, which of the five published splits")
+    fold_seed: int = Field(0, ge=0, description="draws which clips make up a part; the same for all models")
     frames: Count = Field(16, description="frames sampled from each clip")
     sampling: Literal["uniform", "segments", "rate"] = Field(
         "uniform",
@@ -63,7 +68,9 @@ class DataConfig(Section):
     )
     fps: Positive = Field(2.0, description="frames a second, for data.sampling=rate")
     size: int = Field(224, ge=16, description="height and width the model sees, in pixels")
-    batch_size: Count = Field(24, description="clips a worker puts through the model at once")
+    batch_size: Count | None = Field(
+        None, description="clips a worker puts through the model at once; null: the model's own"
+    )
     augment: Literal["aggressive", "mild", "none"] = "aggressive"
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip; 0 where left and right matter")
     variants: int | None = Field(
@@ -189,6 +196,16 @@ class KeyframesConfig(Section):
     softness: Positive = Field(0.1, description="scores, of 0 to 1, closer than about this share a rank in part")
 
 
+class ClassificationConfig(Section):
+    """What the figures of one head are about."""
+
+    positive: str | None = Field(
+        None,
+        description="of two classes the one to be detected, which precision, recall and F1 are of; null: `generated` "
+        "where there is such a class, else the second",
+    )
+
+
 class Stage(Section):
     """A stretch of a run with its own rate and its own fixed part: optimiser and schedule begin anew in each."""
 
@@ -215,7 +232,11 @@ class TrainConfig(Section):
         "train.clip_norm; one without freeze and unfreeze_blocks trains what model.frozen_blocks says",
     )
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    accumulate: Count = Field(1, description="batches whose gradients make one optimiser step")
+    accumulate: Count | None = Field(
+        None,
+        description="batches whose gradients make one optimiser step; null: the model's own, or 1 where "
+        "data.batch_size is set",
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="largest gradient norm; null for no clipping")
     monitor: str | None = Field(None, description="metric that decides which checkpoint is best; null: the task's own")
     mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
@@ -239,13 +260,18 @@ class TrainConfig(Section):
 class ResourceConfig(Section):
     """What one training run asks of the cluster."""
 
-    workers: Count = Field(1, description="processes that share one training run (DDP)")
+    workers: Count = Field(1, description="processes that share one training run (data parallel)")
     gpus_per_worker: float | None = Field(None, ge=0, description="null: one where the cluster has GPUs")
     cpus_per_worker: float | None = Field(None, gt=0, description="null: a GPU's share of its node, else 1")
 
 
 # The metric that decides which checkpoint of a task is best, unless `train.monitor` names another.
-MONITORS = {"action": "val/action_top1", "distillation": "val/accuracy", "keyframes": "val/spearman_mean"}
+MONITORS = {
+    "action": "val/action_top1",
+    "distillation": "val/accuracy",
+    "keyframes": "val/spearman_mean",
+    "classification": "val/accuracy",
+}
 
 # What stages have of their own → what it is called in them.
 STAGED = {"train.epochs": "epochs", "optim.lr": "lr", "train.clip_norm": "clip"}
@@ -254,13 +280,14 @@ STAGED = {"train.epochs": "epochs", "optim.lr": "lr", "train.clip_norm": "clip"}
 class Experiment(Section):
     """Everything that decides a training run."""
 
-    task: Literal["action", "distillation", "keyframes"] = "action"
+    task: Literal["action", "distillation", "keyframes", "classification"] = "action"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     distill: DistillConfig = DistillConfig()
     keyframes: KeyframesConfig = KeyframesConfig()
+    classification: ClassificationConfig = ClassificationConfig()
     train: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
     seed: int = Field(0, ge=0)

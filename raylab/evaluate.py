@@ -28,6 +28,7 @@ from raylab.errors import RaylabError
 from raylab.evaluation.judgement import Judgement as Judgement  # part of what the verb offers
 from raylab.evaluation.judgement import record
 from raylab.evaluation.tables import efficiency_tables, table
+from raylab.models.registry import batches, find_model
 from raylab.results import DEFAULT_STORAGE, Checkpoint, find_checkpoint
 from raylab.schema import parse_overrides
 from raylab.storage import replacing
@@ -74,6 +75,8 @@ def judge(
     kind, parsed = KINDS[experiment.task], Views.parse(views)
     if parsed != ONCE and not kind.views:
         raise RaylabError(f"--views {views}: {found.path}: the model scores every frame once: leave --views out")
+    if parsed != ONCE and find_model(experiment.model.name).handcrafted:
+        raise RaylabError(f"--views {views}: {experiment.model.name} judges whole files: leave --views out")
     predictions, scores = {}, {}
     for split in splits:
         dataset = open_split(experiment, found, split, parsed)
@@ -191,6 +194,8 @@ def efficiency(checkpoint: str | Path | Checkpoint, storage: str | Path = DEFAUL
 
     found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, storage)
     experiment = found.experiment
+    if find_model(experiment.model.name).handcrafted:
+        raise RaylabError(f"--efficiency: {found.path}: {experiment.model.name} is no network: leave it out")
     models = {experiment.model.name: found.load_model()}
     if experiment.task == "distillation":
         from raylab.models.frozen import frozen_networks
@@ -198,7 +203,7 @@ def efficiency(checkpoint: str | Path | Checkpoint, storage: str | Path = DEFAUL
         models = {"student": models[experiment.model.name], **frozen_networks(experiment)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = experiment.data
-    return measure(models, data.frames, data.size, data.batch_size, device, precision_on(device, experiment))
+    return measure(models, data.frames, data.size, batches(experiment).size, device, precision_on(device, experiment))
 
 
 def changed(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -250,11 +255,15 @@ class _Job:
     def __call__(self, share: tuple[int, int]) -> list[tuple[int, Predictions]]:
         import torch
 
+        from raylab.evaluation.handcrafted import predict_features
         from raylab.evaluation.kinds import KINDS
         from raylab.evaluation.predictions import predict
+        from raylab.models.feature_classifier import FeatureClassifier
 
         model = self.checkpoint.load_model("cuda" if torch.cuda.is_available() else "cpu")
         dataset = open_split(self.experiment, self.checkpoint, self.split, self.views)
+        if isinstance(model, FeatureClassifier):
+            return predict_features(model, self.experiment, dataset, self.split, share)
         say = KINDS[self.experiment.task].say
         return predict(model, self.experiment, dataset, self.split, self.views, share, say)
 

@@ -9,12 +9,13 @@ from operator import attrgetter
 from raylab.config import Experiment
 from raylab.data.clips import Dataset
 from raylab.data.datasets import load_dataset
+from raylab.data.splits import unequal
 from raylab.errors import RaylabError
-from raylab.models.registry import find_model
+from raylab.models.registry import batches, find_model
 from raylab.storage import Folder
 
 DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
-OWN = {"distillation": "distill", "keyframes": "keyframes"}
+OWN = {"distillation": "distill", "keyframes": "keyframes", "classification": "classification"}
 """Task → the section of an experiment that is its own."""
 
 
@@ -41,7 +42,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     data = experiment.data
     if find_spec(DECODER_MODULES[data.decoder]) is None:
         raise RaylabError(f"data.decoder = {data.decoder}: not installed: pip install {DECODER_MODULES[data.decoder]}")
-    which = attrgetter("frames", "size", "sampling", "fps", "split", "folds", "fold")
+    which = attrgetter("frames", "size", "sampling", "fps", "split", "folds", "fold", "fold_seed")
     asked = {which(variant.data): variant.data for variant in reversed(variants)}
     datasets = {key: load_dataset(wanted) for key, wanted in asked.items()}  # a named store must serve every one
     dataset = datasets[which(data)]
@@ -50,10 +51,10 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         its = datasets[which(variant.data)]
         check_data(variant, its)
         clips = len(its.stored["train"].chosen if its.stored else its.splits["train"].clips)
-        batch = variant.data.batch_size * variant.resources.workers
-        if batch > clips:
+        size = 1 if find_model(variant.model.name).handcrafted else batches(variant).size
+        if size * variant.resources.workers > clips:
             raise RaylabError(
-                f"data.batch_size = {variant.data.batch_size} × resources.workers = {variant.resources.workers} "
+                f"data.batch_size = {size} × resources.workers = {variant.resources.workers} "
                 f"is more than the {clips} training clips: lower one of them"
             )
 
@@ -75,6 +76,8 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         left_out = len(found.clips) - len(clips_of_split)
         lines.append(f"{split}: {found.summary()}" + (f", {left_out:,} unreadable" if left_out else ""))
     lines.append(", ".join(f"{count} {head} classes" for head, count in dataset.heads.items()))
+    if data.split == "stratified":
+        lines += unequal({variant.data.fold: datasets[which(variant.data)] for variant in variants})
     if stored:
         stored.store.check_sources()
         lines.append(f"frames: clip store {stored.store.folder}")
@@ -85,6 +88,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
         )
     for variant in variants:
         lines += check_task(variant, {split: len(found.clips) for split, found in dataset.splits.items()})
+        check_classes(variant, dataset)
     starts = {(v.model.name, v.model.scale, v.model.encoder, v.model.pretrained): v.model for v in variants}
     weights = dict.fromkeys(str(resolve_weights(model) or "random") for model in starts.values())
     lines.append(f"weights: {', '.join(weights)}")
@@ -148,9 +152,22 @@ def check_data(experiment: Experiment, dataset: Dataset) -> None:
     task, data = experiment.task, experiment.data
     if (task == "keyframes") != bool(dataset.importance):
         has = "classes of clips" if dataset.labels else "scores of frames"
-        fit = "tvsum" if task == "keyframes" else "epic"
+        fit = {"action": "epic", "keyframes": "tvsum"}.get(task, "labelled")
         raise RaylabError(
             f"data.dataset = {data.dataset}: has {has}, nothing for the task {task}: set data.dataset={fit}"
         )
     if task == "keyframes" and data.sampling != "rate":
         raise RaylabError(f"data.sampling = {data.sampling}: scores are of frames at data.fps: set data.sampling=rate")
+
+
+def check_classes(experiment: Experiment, dataset: Dataset) -> None:
+    """Check that the task classification gets one head, and that its positive class is one of it.
+
+    Raises:
+        RaylabError: it does not, or is not.
+    """
+    if experiment.task == "classification":
+        from raylab.tasks.classification import only_head, positive_class
+
+        names = dataset.labels[only_head(dataset.labels)]
+        positive_class(names, experiment.classification.positive)

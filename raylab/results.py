@@ -22,6 +22,7 @@ from rich.table import Table
 from raylab.cli import console, run_verb
 from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
+from raylab.models.registry import find_model
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.training.runfolder import RunFolder
@@ -96,17 +97,23 @@ class Checkpoint:
 
         Weights that were saved under DataParallel, DDP or `torch.compile` are those of the model too.
 
+        A classifier of handcrafted features takes them in place of frames, float64 (B, features), in the order of its
+        `features` (`raylab.handcrafted.extract` gives a video's).
+
         Raises:
             RaylabError: the weights are damaged, or not those of the model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from raylab.models.feature_classifier import FeatureClassifier
         from raylab.models.registry import build_model
         from raylab.models.weights import fill
 
         with self.folder.as_local() as folder:
             model = build_model(self.experiment.model, self.heads, checkpoint=folder)
+            if isinstance(model, FeatureClassifier):
+                return model.load(folder).eval()
             try:
                 fill(model, load_file(folder / "model.safetensors"))
             except (OSError, SafetensorError, RuntimeError) as error:
@@ -114,7 +121,16 @@ class Checkpoint:
         return model.to(device).eval()
 
     def transform(self, model: nn.Module) -> ClipTransform:
-        """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them."""
+        """What evaluation does to uint8 (B, T, 3, S, S) clips before the model sees them.
+
+        Raises:
+            RaylabError: the model does not look at frames.
+        """
+        if find_model(self.experiment.model.name).handcrafted:
+            raise RaylabError(
+                f"{self.path}: {self.experiment.model.name} judges whole files by their handcrafted features, not "
+                "frames: use raylab.evaluate, or raylab.handcrafted.extract"
+            )
         from raylab.data.augment import ClipTransform
 
         return ClipTransform.for_model(model, self.experiment.data, train=False, seed=0)
@@ -290,6 +306,8 @@ def results(
         from raylab.sweeps.tables import leaderboard_table
 
         console.print(leaderboard_table(sweep.leaderboard(), sweep.space))
+        if sweep.space.cross_validated:
+            console.print(f"over folds: raylab compare {escape(name)}")
     else:
         console.print(runs_table([Run.read(RunFolder(sweep.folder))]))
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,7 @@ from rich.markup import escape
 from raylab.cli import console, run_verb
 from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
+from raylab.models.registry import find_model
 from raylab.preflight import preflight
 from raylab.results import DEFAULT_STORAGE, Run, how_to_load
 from raylab.schema import parse_overrides, read_yaml
@@ -67,6 +68,7 @@ def fit(
     run.create(experiment)
     nodes = connect()
     demand = Demand.of(experiment.resources, nodes).within(nodes)
+    measure_features([experiment])
     try:
         with saving(lambda: [run]), following(run, show) if show else nullcontext():
             launch(run, demand)
@@ -74,6 +76,20 @@ def fit(
         run.fail(str(error), "".join(traceback.format_exception(error)))
         raise
     return Run.read(run)
+
+
+def measure_features(experiments: Iterable[Experiment]) -> int:
+    """Compute, on all CPUs of the cluster, the handcrafted features that runs will need; the number of videos.
+
+    Raises:
+        RaylabError: a video cannot be read.
+    """
+    needed = [e.data for e in experiments if find_model(e.model.name).handcrafted]
+    if not needed:
+        return 0
+    from raylab.handcrafted.clips import prepare
+
+    return prepare(needed)
 
 
 @contextmanager
@@ -107,8 +123,16 @@ def default_name(experiment: Experiment) -> str:
     return f"{experiment.model.name}-{experiment.data.dataset}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
-def load_experiment(name: str, config: str | None = None, demo: bool = False) -> Experiment:
-    """The base experiment of a sweep, or one of its documented configurations, or an experiment's own file.
+def load_experiment(
+    name: str, config: str | None = None, demo: bool = False, changes: Mapping[str, Any] | None = None
+) -> Experiment:
+    """The base experiment of a sweep, or one of its configurations by name, or an experiment's own file.
+
+    Args:
+        name: a sweep's, or the path of a file.
+        config: a documented configuration, or one point of a cross-validation, as `vit_gru-fold2`.
+        demo: take the sweep's demo.
+        changes: dotted settings to replace.
 
     Raises:
         RaylabError: there is no such sweep, file or configuration.
@@ -117,14 +141,14 @@ def load_experiment(name: str, config: str | None = None, demo: bool = False) ->
     if "space" not in (data := read_yaml(path)):
         if config or demo:
             raise RaylabError(f"{path} is one experiment: it has neither documented configurations nor a demo")
-        return Experiment.parse(data, str(path))
+        return Experiment.parse(data, str(path)).override(changes or {})
     space = SearchSpace.load(name)
     space = space.for_demo() if demo else space
-    if config is None:
-        return space.trial({})
-    if config not in space.documented:
-        raise unknown_name("configuration", config, space.documented)
-    return space.trial(space.documented[config])
+    if config is not None and config not in space.rows:
+        raise unknown_name("configuration", config, space.rows)
+    chosen = {**(space.rows[config] if config else {}), **(changes or {})}
+    # Twice: what a value brings with it follows the changes, and the changes have the last word.
+    return space.trial({path: chosen[path] for path in chosen if path in space.space}).override(changes or {})
 
 
 def summary(row: dict[str, Any], metric: str) -> str:
@@ -151,7 +175,7 @@ def train(
     Example: raylab train epic_phase2 model.dropout=0.4 resources.workers=4
     """
     changes: dict[str, Any] = parse_overrides(overrides or [])
-    chosen = load_experiment(experiment, config, demo).override(changes)
+    chosen = load_experiment(experiment, config, demo, changes)
     if dry_run:
         console.print(preflight(chosen, Folder.open(storage)), markup=False)
         return

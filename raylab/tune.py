@@ -19,11 +19,14 @@ from rich.table import Table
 
 from raylab.cli import console, run_verb
 from raylab.errors import RaylabError
+from raylab.models.registry import batches
 from raylab.preflight import preflight
 from raylab.results import DEFAULT_STORAGE, how_to_load, locate
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
+from raylab.sweeps.ranges import Range
 from raylab.sweeps.space import SearchSpace, shipped
+from raylab.train import measure_features
 from raylab.training.runfolder import ENDED, set_aside
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def sweep(
     """
     parent = Folder.open(storage)
     chosen = choose(space, overrides or [], demo, name, start, parent, fresh)
-    preflight(chosen.experiment, parent, chosen.variants)
+    preflight(chosen.trial({}), parent, chosen.variants)
     from raylab.cluster.connect import connect, dashboard_url
     from raylab.sweeps.display import Watch
     from raylab.sweeps.monitor import tensorboard
@@ -76,20 +79,35 @@ def sweep(
             set_aside(parent, chosen.name)
         folder.create(chosen, provenance())
         nodes = connect()
+        measured = measure_features(chosen.variants)
         if quiet:
             with saving(folder.runs):
                 run_sweep(chosen, folder, nodes)
+            compare_folds(folder, show=False)
             return folder.leaderboard()
         console.print(introduction(chosen, folder), markup=False)
         console.print(f"Ray dashboard: {dashboard_url() or 'not running'}")
         console.print(f"TensorBoard: {tensorboard(folder)}")
+        if measured:
+            console.print(f"handcrafted features of {measured:,} videos")
         if folder.folder.local:
             console.print(f"Optuna: optuna-dashboard {folder.journal()}")
         with saving(folder.runs):
             run_sweep(chosen, folder, nodes, lambda *progress: Watch(console, *progress))
         board = folder.leaderboard()
         console.print(leaderboard_table(board, chosen))
+        compare_folds(folder)
         return board
+
+
+def compare_folds(folder: SweepFolder, show: bool = True) -> None:
+    """After a cross-validation, write what models are worth over all folds; nothing for another sweep."""
+    if folder.space.cross_validated and len(folder.folds()):
+        from raylab import compare
+
+        compared = compare.comparison(folder)
+        if show:
+            compare.show(compared, folder)
 
 
 def choose(
@@ -139,15 +157,18 @@ def introduction(space: SearchSpace, folder: SweepFolder) -> str:
     """What is about to run, in words; a demo says what it is not."""
     experiment, search = space.experiment, space.search
     data, train = experiment.data, experiment.train
-    batch = f"{data.batch_size} × {experiment.resources.workers} workers × {train.accumulate}"
+    size, accumulate = batches(experiment)
+    own = data.batch_size is None and "model.name" in space.space
+    batch = "of its own" if own else f"{size} × {experiment.resources.workers} workers × {accumulate}"
     stopping = "none stopped early" if search.scheduler == "none" else f"{search.scheduler} after {search.grace_epochs}"
     model = "of its own" if "model.name" in space.space else experiment.model.name
+    searched = space.space | ({"model.name": Range(choice=list(space.models))} if space.models else {})
     lines = [
         f"{space.name}: {space.description}",
         f"{space.trials} trials, {len(space.documented)} of them documented; {train.length} epochs, "
         f"{stopping}; best by {search.metric} ({search.mode})",
         f"model {model}, {data.frames} frames of {data.size}×{data.size}, batch {batch}",
-        f"searching {', '.join(f'{path} {values}' for path, values in space.space.items())}",
+        f"searching {', '.join(f'{path} {values}' for path, values in searched.items())}",
         f"results in {folder.folder}",
     ]
     if space.taken:
@@ -196,7 +217,7 @@ def tune(
     parent = Folder.open(storage)
     chosen = choose(space, overrides or [], demo, name, start, parent, fresh)
     if dry_run:
-        console.print(preflight(chosen.experiment, parent, chosen.variants), markup=False)
+        console.print(preflight(chosen.trial({}), parent, chosen.variants), markup=False)
         return
     try:
         board = sweep(chosen, storage=storage, fresh=fresh)

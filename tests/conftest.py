@@ -8,9 +8,11 @@ ON_RAY = (  # share one cluster: to start one takes seconds
     "tests/cluster/",
     "tests/evaluation/test_evaluate.py",
     "tests/evaluation/test_keyframe_figures.py",
+    "tests/handcrafted/test_extract_all.py",
     "tests/prepare/test_fidelity.py",
     "tests/prepare/test_killed.py",
     "tests/prepare/test_prepare.py",
+    "tests/sweeps/test_cross_validation.py",
     "tests/sweeps/test_sweep.py",
     "tests/training/test_distributed.py",
     "tests/training/test_every_model.py",
@@ -130,7 +132,7 @@ def rows_of(tmp_path):
             trainer.train_epoch()
             rows.append(trainer.finish_epoch())
             between()
-        timed = {"seconds", "clips_per_second", "data_wait"}
+        timed = {"seconds", "clips_per_second", "data_wait", "memory"}
         return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
     return train

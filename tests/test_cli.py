@@ -75,7 +75,7 @@ def space_file(folder, **space):
         (["tune", "epic_phase2", "model.name=resnet50_lstmm"], "did you mean 'resnet50_lstm'?"),
         (["tune", "epic_phase22"], "unknown sweep 'epic_phase22': did you mean 'epic_phase2'?"),
         (["tune", "absent.yaml"], "absent.yaml: no such file"),
-        (["tune"], "which sweep? One of distillation, epic_phase1"),
+        (["tune"], "which sweep? One of aura, distillation, epic_phase1"),
         (["tune", "epic_phase2", "--demo", "--storage", "ftp://host/results"], "storage 'ftp://host/results'"),
         (["train", "epic_phase2", "data.root=$NOWHERE/epic"], "the environment variable in '$NOWHERE/epic' is not set"),
         (["train", "epic_phase2", "--config", "config9"], "unknown configuration 'config9': did you mean 'config8'?"),

@@ -162,7 +162,7 @@ class InterruptedTrainer(Trainer):
 
 
 def without_times(rows):
-    timed = {"seconds", "clips_per_second", "data_wait"}
+    timed = {"seconds", "clips_per_second", "data_wait", "memory"}
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional
 
 from raylab.config import DataConfig
 
-FORMAT = 1  # raise it when a change of the code changes what comes out: what is kept of outputs is told apart by it
+FORMAT = 2  # raise it when a change of the code changes what comes out: what is kept of outputs is told apart by it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -104,7 +104,8 @@ class ClipTransform:
     """Crop, augment (training only) and normalise a batch of clips.
 
     All frames of a clip are augmented with the same parameters, drawn from (seed, epoch, clip id) alone: the
-    batch a clip stands in, its rank and the number of workers change nothing.
+    batch a clip stands in, its rank, the number of workers and the model change nothing: with the same seed, frames and
+    size all models see the same pixels, each in its own normalisation.
 
     - `aggressive`: flip, rotation ±15°, centre crop, colour jitter (brightness, contrast and saturation 0.4, as in
       ResNet training on ImageNet; hue 0.1), grayscale 0.1, random erasing 0.15 (Zhong et al., arXiv:1708.04896).
@@ -114,7 +115,7 @@ class ClipTransform:
 
     Jitter is that of torchvision in random order, as one linear map (after Karras et al., arXiv:2006.06676): colours
     are clamped once, after all of it; hue turns about the grey axis; contrast pivots on the mean of the clip.
-    What rotation uncovers takes the mean colour before jitter; what erasing removes is 0 after normalisation.
+    What rotation uncovers takes the mean colour of ImageNet before jitter, what erasing removes takes it after all.
 
     Args:
         config: `size`, `augment` and `hflip` are used.
@@ -138,6 +139,7 @@ class ClipTransform:
         self.seed = seed
         self.mean = 255 * torch.tensor(mean).view(3, 1, 1)
         self.scale = 1 / (255 * torch.tensor(std).view(3, 1, 1))
+        self.fill = 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)  # whatever the model: all see the same pixels
         self.about = f"{FORMAT} {self.size} {list(mean)} {list(std)} {self.recipe} {self.hflip if self.recipe else ''}"
 
     @classmethod
@@ -161,7 +163,7 @@ class ClipTransform:
             float32 (B, T, 3, size, size) on the same device.
         """
         if self.mean.device != video.device:
-            self.mean, self.scale = self.mean.to(video.device), self.scale.to(video.device)
+            self.mean, self.scale, self.fill = (t.to(video.device) for t in (self.mean, self.scale, self.fill))
         if self.recipe is None:
             cropped: Tensor = functional.center_crop(video, [self.size, self.size])
             # Not channels last, as the loader has them: convolutions would follow, against the layout of their weights.
@@ -187,16 +189,16 @@ class ClipTransform:
     def _augment(self, clip: Tensor, warp: Tensor, colour: Tensor, erase: Box | None, out: Tensor) -> None:
         frames = len(clip)
         grid = F.affine_grid(warp[None], [1, 1, self.size, self.size], align_corners=False).expand(frames, -1, -1, -1)
-        # Around the mean colour, the zeros outside the picture are that colour.
-        centred = F.grid_sample(clip.float().sub_(self.mean), grid, align_corners=False).flatten(2)
+        # Around the colour that fills, the zeros outside the picture are that colour.
+        centred = F.grid_sample(clip.float().sub_(self.fill), grid, align_corners=False).flatten(2)
         own, of_mean = colour[:, :3], colour[:, 3:]
-        around = self.mean.flatten()
+        around = self.fill.flatten()
         offset = own @ around + of_mean @ (around + centred.mean((0, 2)))
         torch.baddbmm(offset[:, None], own.expand(frames, -1, -1), centred, out=out.flatten(2))
         out.clamp_(0, 255).sub_(self.mean).mul_(self.scale)
         if erase:
             top, left, height, width = (round(self.size * value) for value in erase)
-            out[..., top : top + height, left : left + width] = 0
+            out[..., top : top + height, left : left + width] = (self.fill - self.mean) * self.scale
 
 
 def _warp(recipe: Recipe, random: Random, hflip: float, centre: float) -> Array:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+EPSILON = 1e-3
+"""Seconds: a frame that appears within this time after `t` counts as on screen at `t`. Matroska and FLV round each
+frame's time to a whole millisecond, so frame n may be stored a little after n / fps."""
+
 CUT_SHORT = 1.0
 """Seconds of declared video that may be missing at the end of a file before it is refused as cut short."""
 
@@ -52,6 +56,29 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             yield container, stream
     except av.FFmpegError as error:
         raise VideoError(f"{path}: cannot be read ({error.strerror}); record, convert or download it again") from error
+
+
+def frames_shown(
+    path: Path, container: InputContainer, stream: VideoStream, times: Sequence[float]
+) -> Iterator[tuple[VideoFrame, list[int]]]:
+    """The frames on screen at some times, each decoded once.
+
+    Args:
+        path: of the file.
+        container, stream: of it, just opened.
+        times: seconds after the stream's start, in any order.
+
+    Yields:
+        A frame, as decoded, and the positions of the times that it is on screen at.
+
+    Raises:
+        VideoError: there is no frame, or the file is cut short before a time.
+    """
+    targets = ticks(stream, times)
+    slots = sorted(range(len(targets)), key=targets.__getitem__)
+    for count, frame in on_screen(path, container, stream, sorted(targets)):
+        yield frame, slots[:count]
+        del slots[:count]
 
 
 def on_screen(
@@ -223,6 +250,12 @@ def quarter_turns(frame: VideoFrame) -> int:
 def clock(stream: VideoStream) -> tuple[int, float]:
     """The stream's first timestamp, and the seconds in one tick of its timestamps."""
     return stream.start_time or 0, float(stream.time_base)  # type: ignore[arg-type]  # every demuxer sets it
+
+
+def ticks(stream: VideoStream, times: Sequence[float]) -> list[int]:
+    """Times, in seconds, as presentation times of a stream: each the latest that a frame on screen then may have."""
+    start, tick = clock(stream)
+    return [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
 
 
 def declared(container: InputContainer, stream: VideoStream) -> float | None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raylab.config import DataConfig
-from raylab.data import epic, labelled, tvsum
+from raylab.data import epic, labelled, metadata, tvsum
 from raylab.data.annotation_cache import cached, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import EPIC, Layout, kitchen_root
+from raylab.data.kitchen_aura import AURA
 from raylab.data.kitchen_keyframes import KEYFRAMES
 from raylab.data.kitchen_labelled import LABELLED
-from raylab.data.splits import POOLED, by_group
+from raylab.data.splits import POOLED, divide
 from raylab.data.store.find import find_store
 from raylab.errors import RaylabError
 
@@ -63,6 +64,8 @@ DATASETS = {
     "kitchen_labelled": Entry(labelled, partial(_render, LABELLED)),
     "tvsum": Entry(tvsum),
     "kitchen_keyframes": Entry(tvsum, partial(_render, KEYFRAMES)),
+    "metadata": Entry(metadata),
+    "kitchen_aura": Entry(metadata, partial(_render, AURA)),
 }
 
 
@@ -80,12 +83,12 @@ def load_annotations(config: DataConfig, splits: Sequence[str] = ("train", "val"
     """
     entry = DATASETS[config.dataset]
     reader, located = entry.reader, entry.locate(config)
-    regrouped = config.split == "participant" and not set(splits).isdisjoint(POOLED)
+    regrouped = config.split != "official" and not set(splits).isdisjoint(POOLED)
     files = reader.annotation_files(located, list(dict.fromkeys([*splits, *(POOLED if regrouped else ())])))
     key = digest(files, config.dataset, reader.FORMAT, *(getattr(config, name) for name in reader.SETTINGS))
     dataset = cached(key, lambda: reader.read_dataset(files, located))
     if regrouped:
-        dataset = by_group(dataset, config.folds, config.fold)
+        dataset = divide(dataset, config)
     return replace(dataset, splits={split: dataset.splits[split] for split in splits})
 
 

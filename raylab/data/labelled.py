@@ -111,15 +111,16 @@ def read_annotations(path: Path, labels: Sequence[str], train: Mapping[str, Row]
     return Annotations(ClipTable.of(clips), IssueTable.of(rejected), IssueTable.of(odd))
 
 
-def find_sources(config: DataConfig, videos: Mapping[str, str]) -> dict[str, Path]:
+def find_sources(config: DataConfig, videos: Mapping[str, str], remedy: str = REMEDY) -> dict[str, Path]:
     """The file of each video.
 
-    Folders are listed once each, whatever the number of videos. No path leads out of the root (`read_annotations` sees
-    to that), but links that stand under it are followed.
+    Folders are listed once each, whatever the number of videos. No path leads out of the root (`unsafe` sees to that),
+    but links that stand under it are followed.
 
     Args:
         config: `root` and `source` are used.
         videos: by id, their path under the root.
+        remedy: what to do about missing videos.
 
     Raises:
         RaylabError: videos are missing, a folder cannot be listed, or extracted frames are asked for.
@@ -135,7 +136,7 @@ def find_sources(config: DataConfig, videos: Mapping[str, str]) -> dict[str, Pat
     if missing:
         first = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise RaylabError(
-            f"{len(missing):,} of {len(sources):,} videos are missing: {first}\nlooked for under {root}\n{REMEDY}"
+            f"{len(missing):,} of {len(sources):,} videos are missing: {first}\nlooked for under {root}\n{remedy}"
         )
     return sources
 
@@ -165,15 +166,24 @@ def _fault(words: list[str], labels: Container[str] | None) -> tuple[str, str] |
     if len(words) == 1:
         return "without label", f"{words[0]!r} stands alone: a row is a path, white space and a label"
     written, label = words
+    if reason := unsafe(written, label=label):
+        return "unsafely named", reason
+    if labels is not None and label not in labels:
+        return "of unknown class", f"label {label!r} is not in train.csv"
+    return None
+
+
+def unsafe(written: str, **names: str) -> str | None:
+    """Why a path, or one of these names, cannot be trusted; None where all can."""
     path = PurePosixPath(written)
     elsewhere = path.is_absolute() or ".." in path.parts or not path.parts
     if elsewhere or "\\" in written or _CONTROL.search(written):
-        reason = "is not a path under the root (no leading /, no .., no backslash, no control characters)"
-        return "unsafely named", f"path {written!r} {reason}"
-    if _CONTROL.search(label):
-        return "unsafely named", f"label {label!r} has control characters"
-    if labels is not None and label not in labels:
-        return "of unknown class", f"label {label!r} is not in train.csv"
+        return (
+            f"path {written!r} is not a path under the root (no leading /, no .., no backslash, no control characters)"
+        )
+    for kind, name in names.items():
+        if _CONTROL.search(name):
+            return f"{kind} {name!r} has control characters"
     return None
 
 

@@ -1,29 +1,40 @@
-"""Dividing clips anew, so that no group stands on both sides."""
+"""Dividing clips anew, so that no group stands on both sides: by group alone, or with equal shares of every class."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raylab.data.clips import ClipTable, Dataset
 from raylab.errors import RaylabError
 
+if TYPE_CHECKING:
+    from raylab.config import DataConfig
+
 POOLED = ("train", "val")
-SEED = 0  # of the order in which groups are dealt: one division, whatever the experiment's seed
 
 
-def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
-    """All labelled clips, divided into `train` and `val` by group (EPIC: participants; a labelled folder: videos).
+def divide(dataset: Dataset, config: DataConfig) -> Dataset:
+    """All labelled clips, divided into `train` and `val`; part `data.fold` of `data.folds` is `val`.
 
-    The groups are shuffled once and dealt to `folds` parts, as scikit-learn's `GroupKFold` does; part `fold` is `val`.
-    Over all folds each clip is in `val` once. Where `data.max_clips` has thinned out the published files, what is left
-    of them is divided.
+    Over all folds each clip is in `val` once, and no group (EPIC: participants; a labelled folder: videos; metadata:
+    the column `group`) stands in both. Which group falls into which part is drawn by `data.fold_seed` alone. Where
+    `data.max_clips` has thinned out the published files, what is left of them is divided.
+
+    Args:
+        dataset: with its published splits.
+        config: `split` is `participant`, which deals groups as scikit-learn's `GroupKFold` does, or `stratified`.
 
     Raises:
-        RaylabError: there is no such fold, there are fewer groups than folds, or an id stands in both files.
+        RaylabError: there is no such fold, there are too few groups, or an id stands in both files.
     """
+    folds, fold = config.folds, config.fold
     if fold >= folds:
         raise RaylabError(f"data.fold = {fold}: folds are numbered 0 to {folds - 1}; lower it, or raise data.folds")
     clips = pa.concat_tables(dataset.splits[split].clips.table for split in POOLED)
@@ -37,14 +48,137 @@ def by_group(dataset: Dataset, folds: int, fold: int) -> Dataset:
     twice = [count["values"].as_py() for count in counts if count["counts"].as_py() > 1]
     if twice:
         raise RaylabError(f"clip id {twice[0]!r} stands in both train and val: remove it from one of these files")
-    from sklearn.model_selection import GroupKFold  # imported only where it is used: it takes a second
-
-    parts = GroupKFold(folds, shuffle=True, random_state=SEED).split(groups, groups=groups)
-    train, val = list(parts)[fold]
+    if config.split == "stratified":
+        part = stratified(_classes(clips, dataset), groups, folds, config.fold_seed)
+    else:
+        part = _by_group(groups, folds, config.fold_seed)
     whole = ClipTable(clips)
-    taken = {"train": whole.take(train.tolist()), "val": whole.take(val.tolist())}
+    sides = {"train": np.flatnonzero(part != fold), "val": np.flatnonzero(part == fold)}
+    taken = {split: whole.take(places.tolist()) for split, places in sides.items()}
     splits = {
         split: replace(found, clips=taken[split]) if split in taken else found
         for split, found in dataset.splits.items()
     }
-    return replace(dataset, splits=splits, unseen=frozenset(groups[at] for at in val))
+    return replace(dataset, splits=splits, unseen=frozenset(groups[at] for at in sides["val"]))
+
+
+def stratified(classes: Sequence[str], groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    """The part, 0 to folds - 1, of each clip: no group in two parts, and of every class as many clips as can be.
+
+    Where every clip is a group of its own, parts differ by at most one clip of each class, and by at most one in all.
+    Groups of several clips may keep them from that; they are dealt largest first, each to the part that lacks its
+    classes most, and then exchanged for as long as that brings the parts closer together.
+
+    Args:
+        classes: of each clip; any names.
+        groups: of each clip.
+        folds: number of parts.
+        seed: draws among groups that are alike.
+
+    Raises:
+        RaylabError: a class has fewer groups than there are parts, so that one would be without it.
+    """
+    names, of_clip = np.unique(np.asarray(groups), return_inverse=True)
+    labels, label = np.unique(np.asarray(classes), return_inverse=True)
+    counts = np.zeros((len(names), len(labels)), np.int64)
+    np.add.at(counts, (of_clip, label), 1)
+    having = (counts > 0).sum(0)
+    rare = int(having.argmin())
+    if having[rare] < folds:
+        raise RaylabError(
+            f"data.folds = {folds}: only {having[rare]} groups of clips are of class {labels[rare]}, and each part "
+            "needs one: set data.folds to that or less, or raise data.max_clips where it is set"
+        )
+    drawn = np.random.default_rng(seed).permutation(len(names))
+    # The last key decides first: the largest groups, those of one kind together, and among these as they were drawn.
+    order = drawn[np.lexsort((*counts[drawn].T, -counts[drawn].sum(1)))]
+    part = np.empty(len(names), np.int64)
+    held = np.zeros((folds, len(labels)), np.int64)
+    for group in order:
+        crowding = held @ counts[group]  # half of what the sum of all squared counts would grow by, but for a constant
+        part[group] = min(range(folds), key=lambda fold: (crowding[fold], held[fold].sum(), fold))
+        held[part[group]] += counts[group]
+    _exchange(part, counts, held)
+    return part[of_clip]
+
+
+def _exchange(part: NDArray[np.int64], counts: NDArray[np.int64], held: NDArray[np.int64]) -> None:
+    """Swap two groups of different parts, or move one, as long as the sum of squared counts falls.
+
+    Args:
+        part: the part of each group; changed in place.
+        counts: (groups, classes).
+        held: (parts, classes), the sums of counts; changed in place.
+    """
+    kinds, kind = np.unique(np.vstack([counts, np.zeros_like(counts[:1])]), axis=0, return_inverse=True)
+    nothing = kind[-1]  # exchanged for it, a group moves
+    folds = len(held)
+    there = np.zeros((folds, len(kinds)), bool)
+    there[part, kind[:-1]] = True
+    there[:, nothing] = True
+    while True:
+        # One kind for another: (gives, gets, classes). To swap changes part f by d and part g by -d, and the sum of
+        # squares by 2 d · (d + held[f] - held[g]).
+        best, found = 0, None
+        for f in range(folds):
+            for g in range(f + 1, folds):
+                d = kinds[None, there[g]] - kinds[there[f], None]
+                change = (d * (d + held[f] - held[g])).sum(-1)
+                if change.min() < best:
+                    best = int(change.min())
+                    given, got = np.unravel_index(change.argmin(), change.shape)
+                    found = f, g, int(np.flatnonzero(there[f])[given]), int(np.flatnonzero(there[g])[got])
+        if found is None:
+            return
+        f, g, given, got = found
+        for at, to in ((_first(part, kind, f, given), g), (_first(part, kind, g, got), f)):
+            if at >= 0:
+                held[part[at]] -= counts[at]
+                held[to] += counts[at]
+                part[at] = to
+        for fold in (f, g):
+            there[fold] = np.isin(np.arange(len(kinds)), kind[:-1][part == fold])
+            there[fold, nothing] = True
+
+
+def _first(part: NDArray[np.int64], kind: NDArray[np.int64], fold: int, wanted: int) -> int:
+    """The first group of a kind in a part; -1 for nothing."""
+    found = np.flatnonzero((part == fold) & (kind[:-1] == wanted))
+    return int(found[0]) if len(found) else -1
+
+
+def unequal(folds: Mapping[int, Dataset]) -> list[str]:
+    """Where groups keep stratified parts from being equal to a clip, a line for each class; else none.
+
+    Args:
+        folds: number of the part → the data set whose `val` it is; all that are compared.
+    """
+    found = []
+    for head, names in next(iter(folds.values())).labels.items():
+        counts = np.array([_counts(dataset, head, len(names)) for dataset in folds.values()])
+        for name, least, most in zip(names, counts.min(0), counts.max(0), strict=True):
+            if most - least > 1:
+                found.append(f"{head} {name}: {least} to {most} clips in a part: groups keep them from being equal")
+    return found
+
+
+def _counts(dataset: Dataset, head: str, classes: int) -> NDArray[np.int64]:
+    labels = dataset.splits["val"].clips.column("labels")
+    return np.bincount(np.from_dlpack(labels.field(head)), minlength=classes)
+
+
+def _classes(clips: pa.Table, dataset: Dataset) -> list[str]:
+    """The class of each clip; with several heads, all of them together."""
+    if not dataset.labels:
+        raise RaylabError("data.split = stratified: the data set has no classes: set data.split=participant")
+    heads = dataset.labels.items()
+    return ["/".join(names[labels[head]] for head, names in heads) for labels in clips["labels"].to_pylist()]
+
+
+def _by_group(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    from sklearn.model_selection import GroupKFold  # imported only where it is used: it takes a second
+
+    part = np.empty(len(groups), np.int64)
+    for fold, (_, val) in enumerate(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups)):
+        part[val] = fold
+    return part

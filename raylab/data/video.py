@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,24 +29,20 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from raylab.data.container import (
+    EPSILON,
     NO_FRAME,
     VideoError,
     clock,
     duration,
+    frames_shown,
     on_screen,
     open_video,
     quarter_turns,
     refuse_cut,
+    ticks,
     upright,
 )
 from raylab.errors import RaylabError, unknown_name
-
-if TYPE_CHECKING:
-    from av.video.stream import VideoStream
-
-EPSILON = 1e-3
-"""Seconds: a frame that appears within this time after `t` counts as on screen at `t`. Matroska and FLV round each
-frame's time to a whole millisecond, so frame n may be stored a little after n / fps."""
 
 _UNINDEXED = {"avi", "mpeg", "mpegts"}  # containers without presentation times, or without an index of keyframes
 _USE_PYAV = "use data.decoder=pyav"
@@ -145,7 +140,7 @@ def stream_frames(path: Path | str, times: Sequence[float]) -> Iterator[Tensor]:
     path = Path(path)
     with open_video(path) as (container, stream):
         reformatter = VideoReformatter()
-        for count, frame in on_screen(path, container, stream, _ticks(stream, times)):
+        for count, frame in on_screen(path, container, stream, ticks(stream, times)):
             picture = np.ascontiguousarray(upright(frame, stream, reformatter))
             yield from repeat(torch.from_numpy(picture).permute(2, 0, 1), count)
 
@@ -160,7 +155,7 @@ def frame_numbers(path: Path | str, times: Sequence[float]) -> list[int]:
     """
     path = Path(path)
     with open_video(path) as (container, stream):
-        targets = np.array(_ticks(stream, times), np.int64)
+        targets = np.array(ticks(stream, times), np.int64)
         if container.format.name in _UNINDEXED:
             start, tick = clock(stream)
             numbers = np.floor((targets - start) * tick * float(stream.average_rate))  # type: ignore[arg-type]
@@ -172,25 +167,16 @@ def frame_numbers(path: Path | str, times: Sequence[float]) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def _ticks(stream: VideoStream, times: Sequence[float]) -> list[int]:
-    """Times as presentation times of a stream, each the latest that a frame on screen then may have."""
-    start, tick = clock(stream)
-    return [start + math.floor((max(time, 0) + EPSILON) / tick) for time in times]
-
-
 def _read_pyav(path: Path, times: Sequence[float]) -> Tensor:
+    reformatter = VideoReformatter()
+    video = np.empty(0, np.uint8)
     with open_video(path) as (container, stream):
-        targets = _ticks(stream, times)
-        slots = sorted(range(len(targets)), key=targets.__getitem__)
-        reformatter = VideoReformatter()
-        video = np.empty(0, np.uint8)
-        for count, frame in on_screen(path, container, stream, sorted(targets)):
+        for frame, slots in frames_shown(path, container, stream, times):
             picture = upright(frame, stream, reformatter)
             if not video.size:
-                video = np.empty((len(targets), *picture.shape), np.uint8)
-            for slot in slots[:count]:
+                video = np.empty((len(times), *picture.shape), np.uint8)
+            for slot in slots:
                 video[slot] = picture
-            del slots[:count]
     return torch.from_numpy(video).permute(0, 3, 1, 2)
 
 

@@ -174,7 +174,7 @@ def frame_differences(dataset: Dataset, split: str, config: DataConfig) -> Predi
     """
     config = config.model_copy(update={"jpeg": "cpu"})
     clips = ClipDataset.of(dataset, split, config)
-    batches = EvalBatches(len(clips), config.batch_size, rank=0, world_size=1)
+    batches = EvalBatches(len(clips), batch_size=1, rank=0, world_size=1)
     parts = []
     for number, batch in enumerate(make_loader(clips, batches, config, pin=False)):
         video, both = batch["video"], batch["mask"][:, 1:]

@@ -53,4 +53,4 @@ IMPORTANCE = Kind(
     views=False,
     references=_beside_keyframes,
 )
-KINDS = {"action": CLASSES, "distillation": CLASSES, "keyframes": IMPORTANCE}
+KINDS = {"action": CLASSES, "distillation": CLASSES, "keyframes": IMPORTANCE, "classification": CLASSES}

@@ -18,6 +18,7 @@ from raylab.data.clips import Dataset
 from raylab.data.dataset import Batch, ClipDataset
 from raylab.data.loader import EvalBatches, make_loader
 from raylab.errors import RaylabError
+from raylab.models.registry import batches
 from raylab.tasks.base import DTYPES
 from raylab.training.prefetch import Prefetch
 
@@ -149,10 +150,10 @@ def predict(
     clips = ClipDataset.of(dataset, split, config, crops=views.crops)
     if not len(clips):
         raise RaylabError(f"{split}: none of the clips can be read: see the clip store's manifest")
-    batch_size = max(1, experiment.data.batch_size // (views.clips * views.crops))  # all views go through at once
-    batches = EvalBatches(len(clips), batch_size, rank, world_size)
+    batch_size = max(1, batches(experiment).size // (views.clips * views.crops))  # all views go through at once
+    shares = EvalBatches(len(clips), batch_size, rank, world_size)
     device = next(model.parameters()).device
-    loader = make_loader(clips, batches, config, pin=device.type == "cuda")
+    loader = make_loader(clips, shares, config, pin=device.type == "cuda")
     transform = ClipTransform.for_model(model, experiment.data, train=False, seed=0)
     found = []
     for number, batch in enumerate(Prefetch(device)(loader, transform, epoch=0)):

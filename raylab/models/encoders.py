@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 import timm
-from timm.models import group_parameters
+from timm.models import group_parameters, is_model_in_modules
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -25,6 +25,7 @@ class FrameEncoder(Freezable):
         name: a timm model, with or without a tag: `resnet50`, `resnet50.a1_in1k`.
         weights: a weight file for it; None for random weights.
         channels: of a frame; a first convolution trained on three is adapted to another number by timm.
+        any_size: a ViT takes frames of any size that its patches divide, its positions interpolated.
 
     Attributes:
         width: C, the number of features of a frame.
@@ -36,49 +37,62 @@ class FrameEncoder(Freezable):
         RaylabError: timm has no such model, or the file does not hold its weights.
     """
 
-    def __init__(self, name: str, weights: Path | None = None, channels: int = 3) -> None:
+    def __init__(self, name: str, weights: Path | None = None, channels: int = 3, any_size: bool = False) -> None:
         super().__init__(name)
         config = encoder_config(name)
+        resizes = any_size and is_model_in_modules(name, "vision_transformer")
+        options: dict[str, Any] = {"in_chans": channels, **({"dynamic_img_size": True} if resizes else {})}
         encoder: Any = (
-            timm.create_model(name, num_classes=0, in_chans=channels)
+            timm.create_model(name, num_classes=0, **options)
             if weights is None
-            else _load(name, config, weights, channels)
+            else _load(name, config, weights, options)
         )
         self.encoder: nn.Module = encoder
         self.width: int = encoder.head_hidden_size
         self.mean = tuple(config["mean"])
         self.std = tuple(config["std"])
-        self._fixed_size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
+        fixed = config.get("fixed_input_size") and not resizes
+        self._fixed_size = tuple(config["input_size"][1:]) if fixed else None
+        self._patch = max(encoder.patch_embed.patch_size) if resizes else 1
         self.divide(_groups(encoder))
 
     def encode(self, video: Tensor) -> Tensor:
         """Normalised float (B, T, channels, H, W) → features, float (B, T, C).
 
         Raises:
-            RaylabError: the encoder takes frames of one size only, and these have another.
+            RaylabError: the encoder takes frames of one size only, and these have another, or its patches do not fit.
         """
         size = tuple(video.shape[-2:])
         if self._fixed_size not in (None, size):
             raise RaylabError(
                 f"{self.name} takes frames of {self._fixed_size}, not {size}: set data.size={self._fixed_size[0]}"
             )
+        if any(side % self._patch for side in size):
+            raise RaylabError(
+                f"{self.name} takes frames of a multiple of {self._patch}, not {size}: "
+                f"set data.size={max(round(size[0] / self._patch), 1) * self._patch}"
+            )
         features: Tensor = self.encoder(video.flatten(0, 1))
         return features.reshape(*video.shape[:2], self.width)
 
 
-def build_encoder(config: ModelConfig, frozen_blocks: int = 0, channels: int = 3) -> FrameEncoder:
+def build_encoder(
+    config: ModelConfig, frozen_blocks: int = 0, channels: int = 3, any_size: bool = False
+) -> FrameEncoder:
     """The frame encoder of a model, with the weights that `config.pretrained` says.
 
     Args:
         config: the model section of an experiment, completed.
         frozen_blocks: kept fixed unless `config.frozen_blocks` says otherwise.
         channels: of a frame.
+        any_size: as for `FrameEncoder`.
 
     Raises:
         RaylabError: as `fetch_encoder_weights`, `FrameEncoder` and `Freezable.freeze`.
     """
     assert config.encoder is not None, "build_model fills in the encoder"  # noqa: S101
-    encoder = FrameEncoder(config.encoder, fetch_encoder_weights(config.encoder, config.pretrained), channels)
+    weights = fetch_encoder_weights(config.encoder, config.pretrained)
+    encoder = FrameEncoder(config.encoder, weights, channels, any_size)
     encoder.freeze(frozen_blocks if config.frozen_blocks is None else config.frozen_blocks)
     return encoder
 
@@ -93,8 +107,15 @@ def _groups(encoder: Any) -> list[list[Parameter]]:
     return [[parameters[name] for name in groups[index]] for index in sorted(groups)]
 
 
-def _load(name: str, config: Mapping[str, Any], path: Path, channels: int) -> Any:
-    """The encoder with the weights of `path`, every one of them; only a classifier may be there or not."""
+def _load(name: str, config: Mapping[str, Any], path: Path, options: Mapping[str, Any]) -> Any:
+    """The encoder with the weights of `path`, every one of them; only a classifier may be there or not.
+
+    Args:
+        name: a timm model.
+        config: timm's facts about it.
+        path: a weight file.
+        options: what `timm.create_model` is told besides.
+    """
     state = read_weights(path)
     classes = _classes(state, config)
     # With as many classes as the file has, timm loads strictly, and still converts older key layouts.
@@ -102,7 +123,7 @@ def _load(name: str, config: Mapping[str, Any], path: Path, channels: int) -> An
     encoder: Any
     try:
         encoder = timm.create_model(
-            name, pretrained=True, num_classes=classes, in_chans=channels, pretrained_cfg_overlay=overlay
+            name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **options
         )
     except (RuntimeError, LookupError) as error:
         lines = str(error).splitlines() if isinstance(error, RuntimeError) else [f"its keys cannot be read, at {error}"]

@@ -21,7 +21,15 @@ class Freezable(nn.Module, ABC):
 
     Args:
         name: what messages call it.
+
+    Attributes:
+        width: C, the number of features.
+        mean, std: per RGB channel, for pixels in [0, 1]; the caller normalises with them.
     """
+
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raylab.config import ModelConfig
+from raylab.config import Experiment, ModelConfig
 from raylab.errors import RaylabError, unknown_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 
     Build = Callable[[ModelConfig, Mapping[str, int]], nn.Module]
 
-ZOO = ("raylab.models.epic", "raylab.models.distillation", "raylab.models.keyframes")
+ZOO = (
+    "raylab.models.epic",
+    "raylab.models.distillation",
+    "raylab.models.keyframes",
+    "raylab.models.handcrafted",
+    "raylab.models.aura",
+)
 ENTRY_POINTS = "raylab.models"
 
 
@@ -44,13 +50,15 @@ class ModelEntry:
         name: what `model.name` says.
         build: (model section, completed; head → classes) → module.
         task: the task it is made for.
+        handcrafted: whether it is a classifier of handcrafted features, which scikit-learn fits: a `FeatureClassifier`.
         encoder: its own timm encoder, or None where the model has no exchangeable encoder.
         weights: without a timm encoder, the address of the published weights it starts from.
         repository: the repository of transformers on the Hugging Face hub that it starts from.
         parts: setting → address of the published weights of another part, which is not trained.
         settings: the fields of `ModelConfig` it honours, besides `name`, `scale` and `encoder`.
         tiny: values for `model.scale=tiny`, in place of the model's own. What has no setting, the model scales itself.
-        frames, size, batch_size: the clip and the batch it is documented with.
+        frames, size: the clip it is documented with.
+        batch_size, accumulate: the documented clips of a batch, and batches of an optimiser step: see `batches`.
         documented_parameters: the published size in millions, None where none was published.
         documented_epochs: the published training length.
         source: the paper or document it comes from.
@@ -60,6 +68,7 @@ class ModelEntry:
     name: str
     build: Build
     task: str
+    handcrafted: bool
     encoder: str | None
     weights: str | None
     repository: str | None
@@ -69,10 +78,17 @@ class ModelEntry:
     frames: int
     size: int
     batch_size: int
+    accumulate: int
     documented_parameters: float | None
     documented_epochs: int | None
     source: str
     description: str
+
+    @property
+    def lacks(self) -> list[str]:
+        """The fields of `ModelConfig` that mean nothing to it."""
+        honoured = self.settings | {"name", "scale"} | ({"encoder"} if self.encoder else set())
+        return [setting for setting in ModelConfig.model_fields if setting not in honoured]
 
     def check(self, config: ModelConfig) -> None:
         """Refuse what this model would silently ignore.
@@ -80,10 +96,9 @@ class ModelEntry:
         Raises:
             RaylabError: a setting the model does not honour differs from its default.
         """
-        honoured = self.settings | {"name", "scale"} | ({"encoder"} if self.encoder else set())
-        for setting, field in ModelConfig.model_fields.items():
-            value = getattr(config, setting)
-            if setting not in honoured and value != field.default:
+        for setting in self.lacks:
+            field, value = ModelConfig.model_fields[setting], getattr(config, setting)
+            if value != field.default:
                 raise RaylabError(
                     f"model.{setting} = {json.dumps(value)}: {self.name} has no such part ({field.description}); "
                     f"set model.{setting}={json.dumps(field.default)}"
@@ -93,6 +108,13 @@ class ModelEntry:
         """`config` with this model's own encoder, and at `scale` tiny with its small values, where it names none."""
         own = {"encoder": self.encoder, **(self.tiny if config.scale == "tiny" else {})}
         return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
+
+
+class Batches(NamedTuple):
+    """What one worker puts into an optimiser step: batches of `size` clips, `accumulate` of them."""
+
+    size: int
+    accumulate: int
 
 
 class ParameterCount(NamedTuple):
@@ -108,6 +130,7 @@ _MODELS: dict[str, ModelEntry] = {}
 def register(
     *,
     task: str,
+    handcrafted: bool = False,
     encoder: str | None = None,
     weights: str | None = None,
     repository: str | None = None,
@@ -117,6 +140,7 @@ def register(
     frames: int = 16,
     size: int = 224,
     batch_size: int = 24,
+    accumulate: int = 1,
     documented_parameters: float | None = None,
     documented_epochs: int | None = None,
     source: str = "",
@@ -135,6 +159,7 @@ def register(
             name=name,
             build=build,
             task=task,
+            handcrafted=handcrafted,
             encoder=encoder,
             weights=weights,
             repository=repository,
@@ -144,6 +169,7 @@ def register(
             frames=frames,
             size=size,
             batch_size=batch_size,
+            accumulate=accumulate,
             documented_parameters=documented_parameters,
             documented_epochs=documented_epochs,
             source=source,
@@ -170,6 +196,19 @@ def list_models(task: str | None = None) -> list[ModelEntry]:
     """All models, or those of one task, in the order of registration."""
     _load()
     return [entry for entry in _MODELS.values() if task in (None, entry.task)]
+
+
+def batches(experiment: Experiment) -> Batches:
+    """As `data.batch_size` and `train.accumulate` say, or else as the model is documented.
+
+    The documented accumulation belongs to the documented batch: with another batch it is 1.
+
+    Raises:
+        RaylabError: as `find_model`.
+    """
+    entry, size = find_model(experiment.model.name), experiment.data.batch_size
+    documented = 1 if size else entry.accumulate
+    return Batches(size or entry.batch_size, experiment.train.accumulate or documented)
 
 
 def build_model(

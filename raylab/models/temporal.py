@@ -58,6 +58,23 @@ class TemporalLSTM(TemporalModel):
         return last
 
 
+class TemporalGRU(TemporalModel):
+    """The last state of a GRU (Cho et al., EMNLP 2014) that reads the frames in order.
+
+    Arguments are those of `TemporalLSTM`.
+    """
+
+    def __init__(self, width_in: int, hidden: int = 256, layers: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width = hidden
+        self.gru = nn.GRU(width_in, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        _, state = self.gru(features)
+        last: Tensor = state[-1]
+        return last
+
+
 class TemporalTransformer(TemporalModel):
     """A pre-norm Transformer encoder over the frames, averaged over time.
 

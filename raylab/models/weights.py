@@ -54,7 +54,13 @@ def resolve_weights(config: ModelConfig) -> Path | None:
     if entry.repository:
         path = fetch_network(config, entry.repository)
         return path if config.pretrained else None
-    return fetch_published_weights(entry.weights, config.pretrained) if entry.weights else None
+    if entry.weights:
+        return fetch_published_weights(entry.weights, config.pretrained)
+    if isinstance(config.pretrained, str):
+        raise RaylabError(
+            f"model.pretrained = {config.pretrained}: {entry.name} has no weights to start from: set false"
+        )
+    return None
 
 
 def fetch_encoder_weights(encoder: str, pretrained: bool | str) -> Path | None:

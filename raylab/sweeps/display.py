@@ -31,6 +31,7 @@ class Watch(Callback):  # type: ignore[misc]
 
     def __init__(self, console: Console, folder: SweepFolder, trials: int, concurrent: int) -> None:
         self.console = console
+        self.folder = folder
         self.space = folder.space
         self.trials = trials
         self.concurrent = concurrent
@@ -60,9 +61,7 @@ class Watch(Callback):  # type: ignore[misc]
         self.rows[trial.config[NAME]]["last"] = result
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        row = self.rows[trial.config[NAME]]
-        whole = row["last"].get("epoch", 0) >= self.space.experiment.train.length
-        self.end(trial, "finished" if whole else "stopped")
+        self.end(trial, self.folder.run(trial.config[NAME]).status()["state"])
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.end(trial, "failed")

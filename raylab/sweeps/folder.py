@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from raylab.errors import RaylabError
 from raylab.storage import Folder, cache_folder
-from raylab.sweeps.space import SearchSpace
+from raylab.sweeps.ranges import Range
+from raylab.sweeps.space import FOLD, SearchSpace, fold_name
 from raylab.training.runfolder import ENDED, RunFolder, differences
 
 JOURNAL = "study.journal"
@@ -65,10 +66,12 @@ class SweepFolder:
         """
         if self.exists():
             old = self.space
-            changed = [
-                f"{part} changed" for part in ("space", "documented") if getattr(old, part) != getattr(space, part)
-            ]
-            different = differences(old.experiment, space.experiment)
+            parts = ("space", "documented", "own")
+            changed = [f"{part} changed" for part in parts if getattr(old, part) != getattr(space, part)]
+            base = old.experiment
+            if "model.name" in space.space:  # every trial has one of its own
+                base = base.override({"model.name": space.experiment.model.name})
+            different = differences(base, space.experiment)
             changed += [different] if different else []
             for key in ("metric", "mode"):
                 if getattr(old.search, key) != getattr(space.search, key):
@@ -140,6 +143,38 @@ class SweepFolder:
         self.folder.write_bytes("leaderboard.parquet", buffer.getvalue())
         return table
 
+    def folds(self) -> pd.DataFrame:
+        """Of a cross-validation, every trial that has finished, in the order of the search space.
+
+        Columns: `model` (all that is searched but the fold), `fold`, `trial`, the validation metrics of its best
+        checkpoint but for losses, `seconds` of training over all restarts, and `memory`, the most that it held, in
+        bytes.
+        """
+        space, rows = self.space, []
+        for run in self.runs():
+            best = run.best(space.search.metric, space.search.mode)
+            if run.status()["state"] != "finished" or best is None:
+                continue
+            searched = {path: run.experiment.get(path) for path in space.space}
+            history = run.history()
+            rows.append(
+                {
+                    "model": fold_name({path: value for path, value in searched.items() if path != FOLD}),
+                    "fold": searched[FOLD],
+                    "trial": run.name,
+                    **{
+                        name.removeprefix("val/"): value
+                        for name, value in best.metrics.items()
+                        if not name.endswith("loss")
+                    },
+                    "seconds": history[-1]["seconds"],
+                    "memory": max(row.get("memory", 0) for row in history),
+                    "place": [_place(space.space[path], value) for path, value in searched.items()],
+                }
+            )
+        rows.sort(key=lambda row: row.pop("place"))
+        return pd.DataFrame(rows)
+
     def prune(self, keep_trials: int) -> None:
         """Of the trials that are over, keep the best `keep_trials`: their best checkpoint and `train.keep_every`'s."""
         search, keep_every = self.space.search, self.space.experiment.train.keep_every
@@ -149,6 +184,12 @@ class SweepFolder:
         scored.sort(key=lambda pair: sign * pair[1].metrics[search.metric] if pair[1] else float("-inf"), reverse=True)
         for rank, (run, best) in enumerate(scored):
             run.prune([best, *run.every(keep_every)] if rank < keep_trials else [])
+
+
+def _place(values: Range, value: Any) -> float:
+    """Where a value stands in its range; after all others, if it is not one of them now."""
+    known = values.choice or []
+    return known.index(value) if value in known else len(known) + (value if isinstance(value, int | float) else 0)
 
 
 def _row(run: RunFolder, space: SearchSpace) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from raylab.sweeps.space import Range, SearchSpace
+from raylab.sweeps.ranges import Range
+from raylab.sweeps.space import SearchSpace
 
 OBJECTIVE = "best"  # best value of the sweep's metric so far: the checkpoint that is kept
 NAME = "name"
@@ -60,10 +61,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=space.name,
         )
-        rows = [(values, {NAME: name}) for name, values in space.documented.items()]
+        rows = [(values, {NAME: name}) for name, values in space.rows.items()]
         for values, attributes in [*rows, *((values, {}) for values in space.grid)]:
             self.study.enqueue_trial(values, user_attrs=attributes, skip_if_exists=True)
-        self.unfinished = [t for t in self.trials if t.state == TrialState.RUNNING]
+        self.space = space
+        self.unfinished = self.interrupted
         self.concurrent = concurrent
         self.starting: set[str] = set()
 
@@ -77,9 +79,19 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return self.study.get_trials(deepcopy=False)
 
     @property
+    def ours(self) -> list[FrozenTrial]:
+        """Those that are to be run now: a grid may be walked model by model."""
+        return [t for t in self.trials if self.space.holds(_values(t))]
+
+    @property
     def remaining(self) -> list[FrozenTrial]:
         """Trials that are known but have not ended."""
         return [t for t in self.trials if not t.state.is_finished()]
+
+    @property
+    def interrupted(self) -> list[FrozenTrial]:
+        """Trials that an earlier process has begun and not ended."""
+        return [t for t in self.ours if t.state == TrialState.RUNNING]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """`{"name": run name, "values": {dotted setting: value}}`; None: ask again later."""
@@ -87,12 +99,21 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             return None
         self.starting.add(trial_id)
         if self.unfinished:
-            left = self.unfinished.pop(0)
-            self._ot_trials[trial_id] = Trial(self.study, left._trial_id)
+            left = Trial(self.study, self.unfinished.pop(0)._trial_id)
+            for path, values in self.space.space.items():  # it may have been taken up without its values
+                left._suggest(path, distribution(values))
+            self._ot_trials[trial_id] = left
         else:
             self.study.sampler = self.sampler(_seed(self.seed, len(self.trials)))
+            self.put_off()
         values = super().suggest(trial_id)
         return {NAME: trial_name(self._ot_trials[trial_id]), "values": values}
+
+    def put_off(self) -> None:
+        """Keep what waits of other models from being taken for the next trial."""
+        for trial in self.trials:
+            if trial.state == TrialState.WAITING and not self.space.holds(_values(trial)):
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.starting.discard(trial_id)
@@ -126,6 +147,11 @@ class ResumedASHA(ASHAScheduler):  # type: ignore[misc]
         super().on_trial_add(tune_controller, trial)
         for row in self.past(trial.config[NAME]):
             super().on_trial_result(tune_controller, trial, row)
+
+
+def _values(trial: FrozenTrial) -> dict[str, Any]:
+    """Of a trial that waits, what it was enqueued with."""
+    return trial.params or dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def trial_name(trial: Trial | FrozenTrial) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from itertools import product
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_serializer
+from pydantic import Field
 
 import raylab
-from raylab.config import Experiment
+from raylab.config import Experiment, ModelConfig
 from raylab.errors import RaylabError, unknown_name
 from raylab.models.registry import find_model
 from raylab.schema import Count, Section, parse_overrides, read_yaml, validate
+from raylab.sweeps.ranges import Range, Scalar
 
-Scalar = bool | int | float | str
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # also a folder's name
+Own = dict[str, dict[str, dict[str, Scalar]]]
+FOLD = "data.fold"
 
 
 class SearchConfig(Section):
@@ -36,64 +39,6 @@ class SearchConfig(Section):
     keep_trials: Count = Field(5, description="trials whose checkpoints are kept")
 
 
-class Range(Section):
-    """One searched setting; exactly one of the four."""
-
-    choice: list[Scalar] | None = Field(None, min_length=1)
-    uniform: tuple[float, float] | None = None
-    loguniform: tuple[float, float] | None = None
-    randint: tuple[int, int] | None = Field(None, description="both ends included")
-
-    @property
-    def kind(self) -> str:
-        return next(iter(self.model_fields_set))
-
-    @property
-    def ends(self) -> list[Any]:
-        """The values that must be valid for every value to be: all choices, or the two ends."""
-        return list(getattr(self, self.kind))
-
-    @property
-    def count(self) -> float:
-        """How many values it holds."""
-        if self.choice is not None:
-            return len(self.choice)
-        return self.randint[1] - self.randint[0] + 1 if self.randint else math.inf
-
-    def holds(self, value: Any) -> bool:
-        if self.choice is not None:
-            return value in self.choice
-        low, high = self.ends
-        return isinstance(value, int | float) and low <= value <= high
-
-    @property
-    def values(self) -> list[Any]:
-        """All values of a range that can be counted."""
-        if self.choice is not None:
-            return self.choice
-        assert self.randint is not None, "a continuous range"  # noqa: S101
-        return list(range(self.randint[0], self.randint[1] + 1))
-
-    def including(self, value: Any) -> Range:
-        """This range, widened where it does not hold `value`."""
-        if self.holds(value):
-            return self
-        if self.choice is not None:
-            return Range(choice=[*self.choice, value])
-        low, high = self.ends
-        return Range.model_validate({self.kind: (min(low, value), max(high, value))})
-
-    @model_serializer
-    def _only_kind(self) -> dict[str, Any]:
-        return {self.kind: getattr(self, self.kind)}
-
-    def __str__(self) -> str:
-        if self.choice is not None:
-            return "{" + ", ".join(map(str, self.choice)) + "}"
-        low, high = self.ends
-        return f"{low:g} … {high:g}" + (" (log)" if self.loguniform else "")
-
-
 class _File(Section):
     """The layout of a search-space file."""
 
@@ -101,9 +46,8 @@ class _File(Section):
     source: str = ""
     experiment: dict[str, Any]
     space: dict[str, Range]
-    documented: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], dict[str, Scalar]] = Field(
-        default_factory=dict
-    )
+    documented: dict[RowName, dict[str, Scalar]] = Field(default_factory=dict)
+    own: Own = Field(default_factory=dict)
     search: SearchConfig = SearchConfig()
     demo: dict[str, Any] = Field(default_factory=dict)
 
@@ -116,8 +60,10 @@ class SearchSpace(Section):
         experiment: what every trial shares.
         space: dotted setting → range.
         documented: name → a value for every setting of the space; run first.
+        own: searched setting → value of it → dotted settings that trials with this value have of their own.
         search: metric, trials, sampler, scheduler.
         demo: overrides that make it run on the built-in data set.
+        models: of those that are searched the ones to run; None: all. The others stay part of the sweep.
         taken: what it took over from another sweep's best trial: dotted setting → value.
     """
 
@@ -127,8 +73,10 @@ class SearchSpace(Section):
     experiment: Experiment
     space: dict[str, Range]
     documented: dict[str, dict[str, Scalar]]
+    own: Own = Field(default_factory=dict)
     search: SearchConfig
     demo: dict[str, Any]
+    models: list[str] | None = None
     taken: dict[str, Scalar] = Field(default_factory=dict)
 
     @classmethod
@@ -150,7 +98,7 @@ class SearchSpace(Section):
             name=name,
             experiment=experiment,
             documented={row: _complete(values, file.space, experiment) for row, values in file.documented.items()},
-            **{key: getattr(file, key) for key in ("description", "source", "space", "search", "demo")},
+            **{key: getattr(file, key) for key in ("description", "source", "space", "own", "search", "demo")},
         )
         space.check(origin)
         return space
@@ -185,6 +133,17 @@ class SearchSpace(Section):
                 if not self.space[path].holds(value):
                     raise RaylabError(f"{where}: {path} = {value!r} lies outside the space, {self.space[path]}")
             self.experiment.override(values_by_path, where)
+        for path, table in self.own.items():
+            for value, changes in table.items():
+                where = f"{origin}: own.{path}.{value}"
+                if path not in self.space or value not in map(str, self.space[path].ends):
+                    raise RaylabError(f"{where}: {value} is not a choice of a searched setting {path}")
+                self.experiment.override(changes, where)
+        if self.cross_validated and max(self.values(FOLD)) >= self.experiment.data.folds:
+            raise RaylabError(
+                f"{origin}: space: {FOLD} goes to {max(self.values(FOLD))}: data.folds = "
+                f"{self.experiment.data.folds} are numbered from 0"
+            )
         if self.search.sampler == "grid" and math.isinf(self.points):
             endless = next(path for path, values in self.space.items() if math.isinf(values.count))
             raise RaylabError(
@@ -202,9 +161,30 @@ class SearchSpace(Section):
         """A copy changed by `setting=value` words.
 
         A searched setting that is given a value is searched no more, and documented configurations with
-        another value of it are left out. `search.…` settings are changed likewise.
+        another value of it are left out. `search.…` settings are changed likewise. `models=NAME,NAME` leaves of the
+        models that are searched only these.
         """
-        return self.change(parse_overrides(words), "the command line")
+        changes = parse_overrides(words)
+        models = str(changes.pop("models")).split(",") if "models" in changes else None
+        space = self.change(changes, "the command line") if changes else self
+        return space if models is None else space.only(models)
+
+    def only(self, models: Sequence[str]) -> SearchSpace:
+        """A copy that searches only these models, in its own order.
+
+        Raises:
+            RaylabError: it does not search models, or not one of these.
+        """
+        found = self.space.get("model.name")
+        if self.search.sampler != "grid" or found is None or found.choice is None:
+            raise RaylabError(f"models={','.join(models)}: {self.name} is no grid over models: set model.name")
+        for name in models:
+            if name not in found.choice:
+                raise RaylabError(f"models={','.join(models)}: {unknown_name('model', name, map(str, found.choice))}")
+        chosen = [name for name in found.choice if name in models]
+        base = self.experiment.model.name
+        experiment = self.experiment.override({"model.name": base if base in chosen else chosen[0]})
+        return self.model_copy(update={"models": chosen, "experiment": experiment})
 
     def for_demo(self) -> SearchSpace:
         """The same sweep on the built-in data set, under a name of its own.
@@ -221,7 +201,10 @@ class SearchSpace(Section):
         """A copy with dotted settings of the experiment and of `search.` replaced."""
         search = {k.removeprefix("search."): v for k, v in changes.items() if k.startswith("search.")}
         fixed = {k: v for k, v in changes.items() if not k.startswith("search.")}
-        experiment = self.experiment.override(fixed, origin)
+        brought = [table.get(str(fixed[path]), {}) for path, table in self.own.items() if path in fixed]
+        experiment = self.experiment.override(
+            {**dict(chain.from_iterable(b.items() for b in brought)), **fixed}, origin
+        )
         space = {path: values for path, values in self.space.items() if path not in fixed}
         if not space:
             raise RaylabError(f"{origin}: every searched setting is fixed: use `raylab train` for one run")
@@ -230,17 +213,44 @@ class SearchSpace(Section):
             for row, values in self.documented.items()
             if all(experiment.get(path) == values[path] for path in fixed if path in values)
         }
+        if "data.folds" in fixed and FOLD in space:
+            space[FOLD] = Range(choice=list(range(experiment.data.folds)))
+        own = {
+            path: {value: {k: v for k, v in its.items() if k not in fixed} for value, its in table.items()}
+            for path, table in self.own.items()
+            if path in space
+        }
         merged = validate(SearchConfig, {**self.search.model_dump(), **search}, f"{origin}: search")
         changed = self.model_copy(
-            update={"experiment": experiment, "space": space, "documented": documented, "search": merged}
+            update={"experiment": experiment, "space": space, "documented": documented, "own": own, "search": merged}
         )
         changed.check(origin)
         return changed
 
     def trial(self, values: Mapping[str, Any]) -> Experiment:
-        """The experiment of one trial, monitored by the sweep's metric."""
+        """The experiment of one trial, monitored by the sweep's metric.
+
+        Where models are searched, what the base experiment says of models holds for those that have such a part.
+        """
+        changes: dict[str, Any] = {}
+        if "model.name" in self.space:
+            entry = find_model(values.get("model.name", self.experiment.model.name))
+            changes |= {f"model.{setting}": ModelConfig.model_fields[setting].default for setting in entry.lacks}
+        for path, table in self.own.items():
+            changes |= table.get(str(values.get(path, self.experiment.get(path))), {})
         monitor = {"train.monitor": self.search.metric, "train.mode": self.search.mode}
-        return self.experiment.override({**values, **monitor}, self.name)
+        return self.experiment.override({**changes, **values, **monitor}, self.name)
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether trials differ in the part of the data that is held back."""
+        return FOLD in self.space
+
+    @property
+    def rows(self) -> dict[str, dict[str, Scalar]]:
+        """Configurations by name, in the order in which they run: the documented, and models × folds of a grid."""
+        documented = {name: values for name, values in self.documented.items() if self.holds(values)}
+        return documented | ({fold_name(point): point for point in self.grid} if self.cross_validated else {})
 
     def values(self, path: str) -> list[Any]:
         """Every value that trials may give a setting of the experiment.
@@ -251,6 +261,8 @@ class SearchSpace(Section):
         values = self.space.get(path)
         if values is None:
             return [self.experiment.get(path)]
+        if path == "model.name" and self.models is not None:
+            return list(self.models)
         if math.isinf(values.count):
             raise RaylabError(f"{self.name}: space: {path} is continuous: search it by choice or randint")
         return values.values
@@ -258,7 +270,8 @@ class SearchSpace(Section):
     @property
     def points(self) -> float:
         """The number of points of the space."""
-        return math.prod(values.count for values in self.space.values())
+        every = math.prod(values.count for values in self.space.values())
+        return every if self.models is None else every // self.space["model.name"].count * len(self.models)
 
     @property
     def size(self) -> str:
@@ -277,13 +290,18 @@ class SearchSpace(Section):
             return []
         points = product(*(values.values for values in self.space.values()))
         known = list(self.documented.values())
-        return [point for values in points if (point := dict(zip(self.space, values, strict=True))) not in known]
+        found = (dict(zip(self.space, values, strict=True)) for values in points)
+        return [point for point in found if point not in known and self.holds(point)]
 
     @property
     def variants(self) -> list[Experiment]:
         """Trials that stand for all: the documented ones, a grid's, and one for each value of each choice."""
-        choices = [{path: value} for path, values in self.space.items() for value in values.choice or []]
-        return [self.trial(values) for values in (*self.documented.values(), *self.grid, *choices)]
+        choices = [{path: value} for path, found in self.space.items() if found.choice for value in self.values(path)]
+        return [self.trial(values) for values in (*self.rows.values(), *self.grid, *choices)]
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether a trial with these values is to be run: one of the chosen `models`."""
+        return self.models is None or values.get("model.name") in self.models
 
     def starting_from(self, values: Mapping[str, Scalar], row: str) -> SearchSpace:
         """The same sweep around a configuration of another one.
@@ -312,8 +330,14 @@ class SearchSpace(Section):
 
 def _complete(row: Mapping[str, Scalar], space: Mapping[str, Range], experiment: Experiment) -> dict[str, Scalar]:
     """A documented row, with the base experiment's value for each searched setting it leaves open."""
-    left = [path for path in space if path not in row and experiment.has(path)]
-    return {**row, **{path: experiment.get(path) for path in left}}
+    left = {path: experiment.get(path) for path in space if path not in row and experiment.has(path)}
+    return {**row, **{path: value for path, value in left.items() if value is not None}}
+
+
+def fold_name(values: Mapping[str, Scalar]) -> str:
+    """The name of one point of a cross-validation: its values, `vit_gru-fold2`."""
+    words = [f"fold{value}" if path == FOLD else str(value) for path, value in values.items()]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-".join(words))
 
 
 def folder() -> Path:

@@ -59,7 +59,7 @@ def run_sweep(
     settle(folder, search)
 
     ended = [trial_name(trial) for trial in search.trials if trial.state.is_finished()]
-    left = max(space.trials - len(ended), 0)
+    left = max(space.trials - sum(trial.state.is_finished() for trial in search.ours), 0)
     keeper = Keeper(folder, space.search.keep_trials, concurrent)
     if left:
         callbacks = [keeper, *([watch(folder, space.trials, concurrent)] if watch else [])]
@@ -79,7 +79,7 @@ def run_sweep(
             run_config = tune.RunConfig(name=space.name, storage_path=bookkeeping, callbacks=callbacks, verbose=0)
             tune.Tuner(driver, tune_config=tune_config, run_config=run_config).fit()
     keeper.settle()
-    if sum(trial.state.is_finished() for trial in search.trials) < space.trials:
+    if sum(trial.state.is_finished() for trial in search.ours) < space.trials:
         raise KeyboardInterrupt  # Ray Tune ends quietly on Ctrl-C
 
 
@@ -168,7 +168,7 @@ def settle(folder: SweepFolder, search: StudySearch) -> None:
             search.study.tell(trial.number, history[-1][OBJECTIVE])
         elif status["state"] != "created":
             run.set_status("created")  # until it has its turn again
-    search.unfinished = [trial for trial in search.remaining if trial.state == optuna.trial.TrialState.RUNNING]
+    search.unfinished = search.interrupted
 
 
 def scheduler(space: SearchSpace, folder: SweepFolder, ended: list[str]) -> ResumedASHA | None:

@@ -33,10 +33,17 @@ def _keyframes(experiment: Experiment, labels: Labels, checkpoint: Path | None) 
     return KeyframesTask(experiment, checkpoint)
 
 
+def _classification(experiment: Experiment, labels: Labels, checkpoint: Path | None) -> Task:
+    from raylab.tasks.classification import ClassificationTask
+
+    return ClassificationTask(experiment, labels, checkpoint)
+
+
 TASKS: dict[str, Callable[[Experiment, Labels, Path | None], Task]] = {
     "action": _action,
     "distillation": _distillation,
     "keyframes": _keyframes,
+    "classification": _classification,
 }
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from raylab.data.datasets import outputs_folder
@@ -33,7 +32,7 @@ class TaskOutput:
     Attributes:
         loss: scalar to minimise, the mean over the batch's clips.
         losses: its named parts, scalars without gradient.
-        predictions: head name → logits (B, classes), without gradient.
+        predictions: head name → logits (B, classes), without gradient, and what else the task's metrics need.
     """
 
     loss: Tensor
@@ -44,7 +43,7 @@ class TaskOutput:
 class Task(nn.Module, ABC):
     """A trainable `model`, its loss and its metrics.
 
-    What else a task holds (frozen teachers) is neither trained nor saved, and stays outside DDP.
+    What else a task holds (frozen teachers) is neither trained nor saved.
 
     Args:
         model: the result: what is saved, and evaluated alone.
@@ -70,16 +69,6 @@ class Task(nn.Module, ABC):
         self.trained = model if trained is None else trained
         self.auxiliary = auxiliary
         self._kept: OutputCache | None = None
-        self._parallel: list[DistributedDataParallel] = []  # a list hides it from state_dict and parameters
-
-    def distribute(self) -> None:
-        """Average the gradients of what is trained over all workers from now on."""
-        self._parallel = [DistributedDataParallel(self.trained, gradient_as_bucket_view=True)]
-
-    @property
-    def parallel(self) -> nn.Module:
-        """The module a training step goes through: `trained`, inside DDP when distributed."""
-        return self._parallel[0] if self._parallel else self.trained
 
     def watch(self, dataset: Dataset) -> None:
         """Take note of the data set that is trained on, before anything else."""
@@ -115,12 +104,8 @@ class Task(nn.Module, ABC):
         return features
 
     def predict(self, video: Tensor) -> dict[str, Tensor]:
-        """Logits of each head, of what `see` gives.
-
-        Evaluation bypasses DDP, since ranks may hold unequal numbers of clips.
-        """
-        network = self.parallel if self.training else self.model
-        outputs: dict[str, Tensor] = network(video)
+        """Logits of each head, of what `see` gives."""
+        outputs: dict[str, Tensor] = self.model(video)
         return outputs
 
     @abstractmethod

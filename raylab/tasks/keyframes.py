@@ -63,8 +63,7 @@ class KeyframesTask(Task):
             batch: what `see` needs; `mask`, bool (B, T), false for padding; `labels`: `importance`, float (B, T), the
                 annotators' mean score.
         """
-        network = self.parallel if self.training else self.model
-        scores = network(self.see(batch), batch["mask"])["importance"]
+        scores = self.model(self.see(batch), batch["mask"])["importance"]
         terms = self.terms(scores, batch["labels"]["importance"], batch["mask"])
         return TaskOutput(
             loss=torch.stack([weight * terms[term] for term, weight in self.weights.items()]).sum(),

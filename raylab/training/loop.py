@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.amp import GradScaler
-from torch.utils.data import DataLoader
 
 from raylab.config import Experiment
 from raylab.data.augment import ClipTransform
 from raylab.data.clips import Dataset
-from raylab.data.dataset import Batch, ClipDataset, EncodedBatch
+from raylab.data.dataset import Batch, ClipDataset
 from raylab.data.loader import EvalBatches, TrainBatches, make_loader
 from raylab.data.store.reader import stage
 from raylab.errors import RaylabError, unknown_name
 from raylab.models.freezing import enter
+from raylab.models.registry import batches
 from raylab.tasks import Task, build_task
-from raylab.tasks.base import DTYPES
+from raylab.tasks.base import DTYPES, TaskOutput
+from raylab.training.exchange import Exchange
 from raylab.training.interrupt import Requests, answer
+from raylab.training.memory import Attempt, halved, is_out_of_memory, pieces, recall, release, remember
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
-from raylab.training.runfolder import CheckpointInfo, RunFolder
+from raylab.training.runfolder import RunFolder
 from raylab.training.stages import check_stages, stage_at
-from raylab.training.state import LossMean, Progress, TrainState, seed_step, sync_flag
+from raylab.training.state import LossMean, Progress, TrainState, mending, seed_step, sync_flag
+from raylab.training.usage import StepClock, peak_memory
 
 Report = Callable[[dict[str, Any]], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def train(experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Work
         report: called on every rank after each epoch with that epoch's row of metrics.
 
     Raises:
-        RaylabError: the loss is no longer finite.
+        RaylabError: the loss is no longer finite, or memory does not suffice for one clip.
     """
     trainer = Trainer(experiment, dataset, run, worker)
     progress = trainer.state.progress
@@ -75,6 +80,8 @@ def train(experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Work
     while not trainer.done:
         trainer.train_epoch()
         report(trainer.finish_epoch())
+    del trainer
+    release(worker.device)
     return progress
 
 
@@ -92,6 +99,7 @@ class Trainer:
             task.watch(dataset)
             check_stages(task.model, experiment.stages)
             self.state = self._fresh_state(task)
+            self.exchange = Exchange(worker.world_size)
             with mending(latest):
                 if saved:
                     self.state.read_weights(saved)
@@ -100,17 +108,20 @@ class Trainer:
                 if saved:
                     self.state.read(saved, worker.rank)
             self.take_position()
+        if latest is None:
+            self.state.progress.micro_batch = self.recalled()
+        self.val_micro_batch = 0
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
         self.saved_at = time.monotonic()
 
     def begin_stage(self, epoch: int) -> None:
         """Make ready for the stage that an epoch is in: what it keeps fixed, loaders, optimiser and schedule."""
         self.stage = stage_at(self.experiment.stages, epoch)
-        enter(self.state.task.model, self.stage.settings, self.stage.path)
+        task = self.state.task
+        enter(task.model, self.stage.settings, self.stage.path)
+        self.exchange.copy_first([*task.trained.parameters(), *task.trained.buffers()])
         self._load_data()
         self.state.begin(self.stage.settings, self.steps_per_epoch)
-        if self.worker.world_size > 1:
-            self.state.task.distribute()
 
     def _load_data(self) -> None:
         """Loaders of both splits, and what happens to their batches on the way to the model."""
@@ -122,13 +133,14 @@ class Trainer:
         train = ClipDataset.of(dataset, "train", data, train=True, seed=seed, cache=remembered)
         val = ClipDataset.of(dataset, "val", data, seed=seed, cache=task.remember(self.val_transform))
         stage(dataset.stored)
-        self.batches = TrainBatches(len(train), data.batch_size, worker.rank, worker.world_size, seed, data.draw)
-        config, asked = self.experiment.train, self.experiment.resources.workers
+        size, accumulate = batches(self.experiment)
+        self.batches = TrainBatches(len(train), size, worker.rank, worker.world_size, seed, data.draw)
         # Fewer workers than asked for take more batches to a step, so that it sees as many clips.
-        self.accumulate = max(config.accumulate, round(config.accumulate * asked / worker.world_size))
+        asked = self.experiment.resources.workers
+        self.accumulate = max(accumulate, round(accumulate * asked / worker.world_size))
         self.steps_per_epoch = -(-len(self.batches) // self.accumulate)
-        val_batches = EvalBatches(len(val), data.batch_size, worker.rank, worker.world_size)
-        self.val_common = -(-len(val) // data.batch_size) // worker.world_size  # batches that every rank has
+        val_batches = EvalBatches(len(val), size, worker.rank, worker.world_size)
+        self.val_common = -(-len(val) // size) // worker.world_size  # batches that every rank has
         pin = worker.device.type == "cuda"
         self.train_loader = make_loader(train, self.batches, data, pin)
         self.val_loader = make_loader(val, val_batches, data, pin)
@@ -172,20 +184,29 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """The rest of the running epoch, from wherever the state stands."""
+        self.state.task.train()
+        self.clock = StepClock()
+        while not self.train_steps():
+            pass
+        self.read_loss()
+        self.clock.stop()
+
+    def train_steps(self) -> bool:
+        """Steps to the end of the epoch; False where memory has not sufficed for one, which is to begin again."""
         state, config = self.state, self.experiment.train
         progress = state.progress
-        state.task.train()
-        self.clock = StepClock()
         asked = Requests(self.run, self.worker.device, self.worker.rank)
         self.batches.set_position(progress.epoch, progress.batch)
         draw = self.experiment.data.draw(progress.epoch)
         for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, draw):
             last = progress.batch + 1 == len(self.batches)
             steps = (progress.batch + 1) % self.accumulate == 0 or last
-            self.backward(batch, sync=steps)
+            self.backward(batch)
             progress.batch += 1
             if not steps:
                 continue
+            if not self.fits():
+                return False
             self.step()
             if last:
                 continue
@@ -196,27 +217,61 @@ class Trainer:
                 due = sync_flag(late, self.worker.device) or due
             if due:
                 self.save({})
-        self.read_loss()
-        self.clock.stop()
+        return True
 
-    def backward(self, batch: Batch, sync: bool) -> None:
-        """Add one batch's gradients; workers exchange them only where `sync` says so."""
+    def backward(self, batch: Batch) -> None:
+        """Add one batch's gradients to those of the running step, unless it has failed already."""
         state, progress = self.state, self.state.progress
+        if progress.batch % self.accumulate == 0:
+            self.attempt = Attempt(state.task.trained, progress.batch)
+        if self.attempt.failed:
+            return
         seed_step(self.experiment.seed, progress.epoch * len(self.batches) + progress.batch, self.worker.rank)
-        with self.no_sync() if not sync else nullcontext():
-            with self.autocast():
-                output = state.task(batch)
-            state.scaler.scale(output.loss / self.group_size()).backward()
-        clips = len(batch["ids"])
-        state.metric.update(output.predictions, batch["labels"])
-        state.loss.update({"loss": output.loss.detach(), **output.losses}, clips)
-        self.clock.clips += clips * self.worker.world_size
+        with self.attempt.trying():
+            for piece in pieces(batch, progress.micro_batch):
+                with self.autocast():
+                    output = state.task(piece)
+                clips = len(piece["ids"])
+                share = clips / len(batch["ids"]) / self.group_size()
+                state.scaler.scale(output.loss * share).backward()
+                self.attempt.add(output, piece["labels"], clips)
+
+    def fits(self) -> bool:
+        """Whether memory has sufficed for the step on all workers: they exchange gradients, or else begin it again."""
+        state, progress, worker = self.state, self.state.progress, self.worker
+        if not self.exchange.most(self.attempt.failed):
+            trained = state.task.trained.parameters()
+            self.exchange.average(p.grad for p in trained if p.grad is not None)
+            for output, labels, clips in self.attempt.outputs:
+                state.metric.update(output.predictions, labels)
+                state.loss.update({"loss": output.loss, **output.losses}, clips)
+                self.clock.clips += clips * worker.world_size
+            return True
+        state.optimizer.zero_grad(set_to_none=True)
+        self.attempt.undo()
+        release(worker.device)
+        progress.batch = self.attempt.first
+        before = progress.micro_batch or self.batches.batch_size
+        progress.micro_batch = halved(before, self.experiment, worker.device)
+        if worker.rank == 0:
+            kept = remember(self.experiment, worker.device, progress.micro_batch)
+            log.warning(
+                "out of memory with %d clips at once, at step %d: going on with %d, the effective batch as before%s",
+                *(before, progress.step, progress.micro_batch, f"; kept in {kept}" if kept else ""),
+            )
+        return False
+
+    def recalled(self) -> int:
+        """Clips to begin with at once, where a whole batch did not fit before; 0 where it did, or nothing is known."""
+        whole = self.batches.batch_size
+        clips = -self.exchange.most(-min(recall(self.experiment, self.worker.device) or whole, whole))
+        return clips if clips < whole else 0
 
     def group_size(self) -> int:
         """Batches whose gradients make the running step: the last group of an epoch may be smaller."""
-        accumulate, start = self.accumulate, self.state.progress.batch
-        first = start - start % accumulate
-        return min(accumulate, len(self.batches) - first)
+        start = self.state.progress.batch
+        first = start - start % self.accumulate
+        return min(self.accumulate, len(self.batches) - first)
 
     def step(self) -> None:
         """One optimiser step."""
@@ -278,6 +333,7 @@ class Trainer:
             **gap,
             **clock,
             "lr": self.learning_rate(),  # the epoch's last
+            "memory": max(peak_memory(self.worker.device), *(past.get("memory", 0) for past in progress.history), 0),
             "seconds": progress.seconds,
         }
         progress.history.append(row)
@@ -296,15 +352,29 @@ class Trainer:
         task.eval()
         metric = task.metrics("val").to(self.worker.device)
         loss = LossMean(self.state.loss.names).to(self.worker.device)
+        self.exchange.copy_first(task.trained.buffers())  # running statistics, of batch norm
         asked = Requests(self.run, self.worker.device, self.worker.rank)
         for number, batch in enumerate(self.prefetch(self.val_loader, self.val_transform, epoch=0)):
-            with self.autocast():
-                output = task(batch)
-            metric.update(output.predictions, batch["labels"])
-            loss.update({"loss": output.loss, **output.losses}, len(batch["ids"]))
+            for output, labels, clips in self.judge(batch):
+                metric.update(output.predictions, labels)
+                loss.update({"loss": output.loss, **output.losses}, clips)
             if number < self.val_common and asked():
                 self.save({})  # of the end of the epoch's training
         return numbers({**loss.compute(), **metric.compute()}, "val")
+
+    def judge(self, batch: Batch) -> list[tuple[TaskOutput, dict[str, Tensor], int]]:
+        """What the model says of a batch, whole or in as large pieces as fit: outputs, labels and clips of each."""
+        while True:
+            try:
+                with self.autocast():
+                    parts = pieces(batch, self.val_micro_batch)
+                    return [(self.state.task(part), part["labels"], len(part["ids"])) for part in parts]
+            except RuntimeError as error:
+                whole = self.val_micro_batch or len(batch["ids"])
+                if whole == 1 or not is_out_of_memory(error):
+                    raise
+            release(self.worker.device)
+            self.val_micro_batch = whole // 2  # ranks need not agree: they exchange nothing while they judge a batch
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint and keep, of all, the newest, the best, and those of every `train.keep_every` epochs."""
@@ -321,58 +391,8 @@ class Trainer:
         precision = self.experiment.train.precision
         return torch.autocast(self.worker.device.type, DTYPES[precision], enabled=precision != "fp32")
 
-    def no_sync(self) -> AbstractContextManager[None]:
-        parallel = self.state.task.parallel
-        context: AbstractContextManager[None] = getattr(parallel, "no_sync", nullcontext)()
-        return context
-
     def learning_rate(self) -> float:
         return float(self.state.optimizer.param_groups[0]["lr"])
-
-
-class StepClock:
-    """Where an epoch's time goes: clips a second, and the share spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.clips = 0
-        self.waited = 0.0
-        self.elapsed = 0.0
-        self.grad_norm: Tensor | None = None
-        self.started = time.monotonic()
-
-    def watch(self, loader: DataLoader[Any]) -> Iterator[Batch | EncodedBatch]:
-        batches = iter(loader)
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            self.waited += time.monotonic() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def stop(self) -> None:
-        self.elapsed = time.monotonic() - self.started
-
-    def summary(self) -> dict[str, float]:
-        return {
-            "clips_per_second": self.clips / self.elapsed,
-            "data_wait": self.waited / self.elapsed,
-            "grad_norm": float(self.grad_norm) if self.grad_norm is not None else 0.0,
-            "seconds": self.elapsed,
-        }
-
-
-@contextmanager
-def mending(checkpoint: CheckpointInfo | None) -> Iterator[None]:
-    """Errors of reading a checkpoint say what to do."""
-    try:
-        yield
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        if checkpoint is None:
-            raise
-        raise RaylabError(
-            f"{checkpoint.folder}: the checkpoint is damaged ({error}): delete it to go on from an earlier one"
-        ) from error
 
 
 def numbers(metrics: dict[str, Tensor], prefix: str) -> dict[str, float]:

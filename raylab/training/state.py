@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -34,8 +35,10 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from raylab.config import Experiment, Stage
+from raylab.errors import RaylabError
 from raylab.tasks import Task
 from raylab.training.optim import Schedule, build_optimizer
+from raylab.training.runfolder import CheckpointInfo
 from raylab.training.tree import load_tree, save_tree
 
 
@@ -48,6 +51,7 @@ class Progress:
         batch: batches done in the running epoch, on every worker.
         workers: how many they are.
         step: optimiser steps done.
+        micro_batch: clips that go through the model at once, where memory did not suffice for a batch; else 0.
         best: best value of the monitored metric so far, with its epoch.
         seconds: time spent training and validating, over all restarts.
         history: one row of metrics for each finished epoch.
@@ -57,6 +61,7 @@ class Progress:
     batch: int = 0
     workers: int = 0
     step: int = 0
+    micro_batch: int = 0
     best: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0
@@ -138,6 +143,19 @@ class TrainState:
         """Inside, the running metrics are the sums over all workers. Every rank must enter."""
         with self.metric.sync_context(), self.loss.sync_context():
             yield
+
+
+@contextmanager
+def mending(checkpoint: CheckpointInfo | None) -> Iterator[None]:
+    """Errors of reading a checkpoint say what to do."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        if checkpoint is None:
+            raise
+        raise RaylabError(
+            f"{checkpoint.folder}: the checkpoint is damaged ({error}): delete it to go on from an earlier one"
+        ) from error
 
 
 class LossMean(Metric):

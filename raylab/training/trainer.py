@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -15,6 +16,7 @@ from raylab.cluster.capacity import Demand
 from raylab.cluster.connect import present_nodes
 from raylab.config import Experiment
 from raylab.errors import RaylabError
+from raylab.models.registry import find_model
 from raylab.training.runfolder import RunFolder
 
 
@@ -57,6 +59,8 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback] | N
     """
     if run.status()["state"] == "finished":
         return
+    if find_model(run.experiment.model.name).handcrafted:
+        demand = replace(demand, workers=1, gpus=0.0)  # one process fits it, on the CPU
     while True:
         try:
             demand = demand.within(present_nodes())
@@ -120,7 +124,13 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.train.report(row)
 
     try:
-        train(experiment, load_dataset(experiment.data), run, worker, report)
+        dataset = load_dataset(experiment.data)
+        if find_model(experiment.model.name).handcrafted:
+            from raylab.training.fit import fit
+
+            fit(experiment, dataset, run, report)
+        else:
+            train(experiment, dataset, run, worker, report)
         outcome: tuple[Any, ...] = ("finished",)
     except RaylabError as error:  # a restart would meet it again, so it ends the run
         outcome = ("failed", str(error))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torchvision.io import write_jpeg
 
 from raylab.data.clips import Clip
+from raylab.data.container import EPSILON
 from raylab.data.footage import frames_at_rate, positions, read_positions
 from raylab.data.sampling import frame_numbers
-from raylab.data.video import EPSILON
 from raylab.errors import RaylabError
 
 FPS, COUNT = 25, 50

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raylab.config import DataConfig, Experiment
 from raylab.data.clips import Annotations, Clip, ClipTable, Dataset
 from raylab.data.datasets import load_dataset
 from raylab.data.epic import annotation_files
 from raylab.data.kitchen import kitchen_root
-from raylab.data.splits import by_group
+from raylab.data.splits import divide, stratified, unequal
 from raylab.errors import RaylabError
 from raylab.preflight import preflight
 from raylab.storage import Folder
 
 OFFICIAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "epic-kitchens-100"
 KITCHEN = DataConfig(dataset="kitchen", kitchen="tiny", store=False)
+
+
+def by_group(data: Dataset, folds: int, fold: int) -> Dataset:
+    return divide(data, DataConfig(split="participant", folds=folds, fold=fold))
 
 
 def clips(ids: str, group: str) -> list[Clip]:
@@ -166,3 +174,99 @@ def test_the_official_lists(tmp_path: Path) -> None:
     found = load_dataset(config, splits=("val",))
     assert found.unseen == {"P18", "P32"}
     assert {head: len(classes) for head, classes in found.tail.items()} == {"verb": 86, "noun": 228}
+
+
+# Stratified parts
+
+
+@st.composite
+def labelled_clips(draw: st.DrawFn) -> tuple[list[str], list[str], int]:
+    """Classes and groups of clips, and a number of parts for which every class has enough groups."""
+    folds = draw(st.integers(2, 6))
+    classes = draw(st.lists(st.sampled_from("abc"), min_size=folds, max_size=60))
+    groups = draw(st.lists(st.integers(0, 30), min_size=len(classes), max_size=len(classes)))
+    both = list(zip(classes, map(str, groups), strict=True))
+    known = {name: len({group for other, group in both if other == name}) for name in set(classes)}
+    kept = [(name, group) for name, group in both if known[name] >= folds]
+    return [name for name, _ in kept], [group for _, group in kept], folds
+
+
+def spread(classes: list[str], part: np.ndarray, folds: int) -> int:
+    """The largest difference between two parts in clips of one class."""
+    found = [np.bincount(part[np.array(classes) == name], minlength=folds) for name in set(classes)]
+    return max(int(counts.max() - counts.min()) for counts in found)
+
+
+@given(labelled_clips(), st.integers(0, 3))
+@settings(deadline=None, max_examples=200)
+def test_parts_keep_groups_whole_and_every_clip_is_in_one(given: tuple[list[str], list[str], int], seed: int) -> None:
+    classes, groups, folds = given
+    if not classes:
+        return
+    part = stratified(classes, groups, folds, seed)
+    assert part.shape == (len(classes),)
+    assert set(part) <= set(range(folds))
+    assert all(len(set(part[np.array(groups) == group])) == 1 for group in groups)
+    assert (part == stratified(classes, groups, folds, seed)).all()
+
+
+@given(labelled_clips(), st.integers(0, 3))
+@settings(deadline=None, max_examples=200)
+def test_without_groups_parts_are_equal_to_a_clip(given: tuple[list[str], list[str], int], seed: int) -> None:
+    classes, _, folds = given
+    if not classes:
+        return
+    part = stratified(classes, [f"clip {at}" for at in range(len(classes))], folds, seed)
+    sizes = np.bincount(part, minlength=folds)
+    assert spread(classes, part, folds) <= 1
+    assert sizes.max() - sizes.min() <= 1
+
+
+@given(st.integers(2, 5), st.integers(1, 8), st.integers(0, 3), st.integers(0, 6))
+@settings(deadline=None, max_examples=60)
+def test_pairs_and_single_clips_are_equal_to_a_clip(folds: int, times: int, more: int, singles: int) -> None:
+    """A group for each original and what was made of it, some without a counterpart."""
+    pairs = folds * times + more
+    classes = ["generated", "real"] * pairs + ["real"] * singles
+    groups = [str(at // 2) for at in range(2 * pairs)] + [f"alone {at}" for at in range(singles)]
+    assert spread(classes, stratified(classes, groups, folds, 0), folds) <= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=7), st.integers(2, 3))
+@settings(deadline=None, max_examples=80)
+def test_groups_are_dealt_nearly_as_well_as_can_be(counts: list[tuple[int, int]], folds: int) -> None:
+    """Against every possible way of dealing them."""
+    classes = [name for a, b in counts for name in "a" * a + "b" * b]
+    groups = [str(at) for at, (a, b) in enumerate(counts) for _ in range(a + b)]
+    if any(sum(pair[at] > 0 for pair in counts) < folds for at in (0, 1)):
+        return
+    found = spread(classes, stratified(classes, groups, folds, 0), folds)
+    table = np.array([list(pair) for pair in counts])
+    best = min(
+        int(np.ptp([table[np.array(way) == fold].sum(0) for fold in range(folds)], axis=0).max())
+        for way in product(range(folds), repeat=len(counts))
+    )
+    assert found <= best + 1
+
+
+def test_another_seed_deals_others_and_the_order_of_rows_does_not_matter_to_a_group() -> None:
+    classes, groups = ["a", "b"] * 20, [str(at) for at in range(40)]
+    one, two = (stratified(classes, groups, 5, seed) for seed in (0, 1))
+    assert (one != two).any()
+
+
+def test_a_class_with_fewer_groups_than_parts_is_named() -> None:
+    with pytest.raises(RaylabError, match=r"data\.folds = 3: only 2 groups of clips are of class b"):
+        stratified(["a", "a", "a", "b", "b", "b"], ["1", "2", "3", "4", "4", "5"], 3, 0)
+
+
+def test_what_groups_keep_from_being_equal_is_said() -> None:
+    sizes = (9, 2, 2)
+    table = [
+        Clip(f"{g}{at}", "v", 0.0, 1.0, 1, 26, {"label": 0}, str(g)) for g, n in enumerate(sizes) for at in range(n)
+    ]
+    splits = {"train": Annotations(ClipTable.of(table[:5])), "val": Annotations(ClipTable.of(table[5:]))}
+    data = Dataset(splits, {"label": ["real"]})
+    folds = {fold: divide(data, DataConfig(split="stratified", folds=3, fold=fold)) for fold in range(3)}
+    assert sorted(len(found.splits["val"].clips) for found in folds.values()) == [2, 2, 9]
+    assert unequal(folds) == ["label real: 2 to 9 clips in a part: groups keep them from being equal"]

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
-from raylab.data.container import VideoError, frames_near, open_video
+from raylab.data.container import EPSILON, VideoError, frames_near, open_video
 from raylab.data.extracted import read_extracted
-from raylab.data.video import DECODERS, EPSILON, frame_numbers, probe, read_frames, stream_frames
+from raylab.data.video import DECODERS, frame_numbers, probe, read_frames, stream_frames
 from raylab.errors import RaylabError
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from raylab.errors import RaylabError
-from raylab.models.temporal import AveragePool, TemporalLSTM, TemporalTransformer, sinusoids
+from raylab.models.temporal import AveragePool, TemporalGRU, TemporalLSTM, TemporalTransformer, sinusoids
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +23,26 @@ def test_average_is_the_mean_over_frames() -> None:
     torch.testing.assert_close(AveragePool(6)(features), sum(features.unbind(1)) / 5)
 
 
-def test_lstm_gives_the_last_state_of_the_last_layer() -> None:
-    lstm, features = TemporalLSTM(6, hidden=8, layers=2), torch.randn(2, 5, 6)
-    outputs, _ = lstm.lstm(features)
-    assert torch.equal(lstm(features), outputs[:, -1])
-    prefix = lstm(features[:, :3])
+RECURRENT = [(TemporalLSTM, "lstm"), (TemporalGRU, "gru")]
+
+
+@pytest.mark.parametrize(("kind", "part"), RECURRENT)
+def test_recurrent_models_give_the_last_state_of_the_last_layer(kind: type[TemporalLSTM], part: str) -> None:
+    model, features = kind(6, hidden=8, layers=2), torch.randn(2, 5, 6)
+    outputs, _ = model.get_submodule(part)(features)
+    assert torch.equal(model(features), outputs[:, -1])
+    prefix = model(features[:, :3])
     torch.testing.assert_close(outputs[:, 2], prefix)
 
 
-def test_one_lstm_layer_has_nothing_to_drop_between(recwarn: pytest.WarningsRecorder) -> None:
-    lstm = TemporalLSTM(6, hidden=8, layers=1, dropout=0.5).train()
+@pytest.mark.parametrize(("kind", "part"), RECURRENT)
+def test_one_recurrent_layer_has_nothing_to_drop_between(
+    kind: type[TemporalLSTM], part: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = kind(6, hidden=8, layers=1, dropout=0.5).train()
     features = torch.randn(2, 5, 6)
-    assert torch.equal(lstm(features), lstm(features))
+    assert torch.equal(model(features), model(features))
+    assert model.get_submodule(part).dropout == 0
     assert not recwarn.list
 
 

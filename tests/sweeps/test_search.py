@@ -7,6 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 
+from raylab.errors import RaylabError
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.search import NAME, OBJECTIVE, ResumedASHA, StudySearch, mend_journal, trial_name
@@ -56,6 +57,38 @@ def test_a_grid_is_walked_once_whoever_walks_it(tmp_path):
     assert [config["values"] for config in first + rest] == points
     assert [config["name"] for config in first][:3] == ["baseline", "trial002", "trial003"]
     assert search.remaining == []
+
+
+def test_a_grid_may_be_walked_model_by_model(tmp_path):
+    whole = SearchSpace.load("aura").override(["data.folds=2"])
+    some = whole.override(["models=vit_gru"])
+    killed = StudySearch(whole, tmp_path / "study", concurrent=2)
+    assert [killed.suggest("a")["name"], killed.suggest("b")["name"]] == [
+        f"logistic_regression-fold{n}" for n in (0, 1)
+    ]
+    killed.on_trial_complete("a", {OBJECTIVE: 0.5, "training_iteration": 1})
+
+    search = StudySearch(some, tmp_path / "study")
+    assert [config["name"] for config in run_trials(search, some.trials)] == ["vit_gru-fold0", "vit_gru-fold1"]
+    assert all(trial.state.is_finished() for trial in search.ours)
+
+    rest = StudySearch(whole, tmp_path / "study")
+    asked = run_trials(rest, whole.trials - 3)
+    done = {"logistic_regression-fold0", "vit_gru-fold0", "vit_gru-fold1"}
+    assert [config["name"] for config in asked] == [name for name in whole.rows if name not in done]
+    assert all(whole.rows[config["name"]] == config["values"] for config in asked)
+    assert rest.remaining == []
+
+
+def test_a_grid_that_was_begun_with_some_models_takes_others_in(tmp_path):
+    whole = SearchSpace.load("aura")
+    folder = SweepFolder(Folder.open(tmp_path / "aura"))
+    for space in (whole.override(["models=vit_gru"]), whole, whole.override(["models=svm,x3d"])):
+        folder.create(space, {})
+    assert folder.space.models == ["svm", "x3d"]
+    for word in ("data.folds=3", "optim.lr=1e-3", "data.fold_seed=1"):
+        with pytest.raises(RaylabError, match="holds a sweep with other settings"):
+            folder.create(whole.override([word]), {})
 
 
 def test_a_new_process_proposes_what_the_old_one_would_have(space, tmp_path):

@@ -4,6 +4,8 @@ import pytest
 
 from raylab.config import Experiment
 from raylab.errors import RaylabError
+from raylab.models.registry import batches, find_model
+from raylab.schema import read_yaml
 from raylab.sweeps.space import SearchSpace, find, shipped
 
 DOCUMENTED = {  # lr, batch size, dropout, label smoothing, drop path
@@ -35,7 +37,8 @@ def test_every_shipped_space_is_valid_and_survives_a_round_trip(name):
     assert space.source
     assert SearchSpace.model_validate(space.model_dump(mode="json")) == space
     if space.demo:
-        assert space.for_demo().experiment.data.dataset in ("kitchen", "kitchen_labelled", "kitchen_keyframes")
+        built_in = ("kitchen", "kitchen_labelled", "kitchen_keyframes", "kitchen_aura")
+        assert space.for_demo().experiment.data.dataset in built_in
         assert space.for_demo().name == f"{name}_demo"
 
 
@@ -211,3 +214,78 @@ def test_spaces_are_found_by_name_and_by_path(tmp_path):
         find("epic_phase_2")
     with pytest.raises(RaylabError, match="no such file"):
         find("absent.yaml")
+
+
+def test_models_by_folds_in_the_documented_order():
+    space = SearchSpace.load("aura")
+    assert list(space.rows)[:7] == [*(f"logistic_regression-fold{fold}" for fold in range(5)), "svm-fold0", "svm-fold1"]
+    assert len(space.rows) == space.trials == 35
+    chosen = space.override(["models=slowfast,vit_gru", "data.folds=3"])
+    assert chosen.values("model.name") == ["vit_gru", "slowfast"]
+    assert list(chosen.rows) == [f"{model}-fold{fold}" for model in ("vit_gru", "slowfast") for fold in range(3)]
+    assert chosen.trials == 6
+    assert {trial.data.folds for trial in chosen.variants} == {3}
+    one = space.override(["models=x3d", "data.fold=2"])
+    assert one.trials == 1
+    assert not one.cross_validated
+
+
+def test_every_model_has_its_documented_clip_and_batches():
+    space = SearchSpace.load("aura")
+    found = {}
+    for values in space.grid:
+        trial = space.trial(values)
+        found[trial.model.name] = (*batches(trial), trial.data.frames)
+    assert found == {
+        "logistic_regression": (64, 1, 16),
+        "svm": (64, 1, 16),
+        "naive_cnn": (16, 1, 16),
+        "vit_gru": (4, 4, 16),
+        "vit_transformer": (2, 8, 16),
+        "slowfast": (2, 8, 64),
+        "x3d": (4, 4, 16),
+    }
+    fixed = space.override(["data.frames=32"])
+    assert {fixed.trial(values).data.frames for values in fixed.grid} == {32}
+    assert space.override(["model.name=slowfast"]).trial({}).data.frames == 64
+
+
+def test_a_model_is_not_given_what_it_has_no_part_for():
+    space = SearchSpace.load("aura").override(["model.pretrained=false", "model.dropout=0.1"])
+    trials = [space.trial(values) for values in space.grid]
+    for trial in trials:
+        find_model(trial.model.name).check(trial.model)
+    assert {t.model.dropout for t in trials if t.model.name == "vit_gru"} == {0.1}
+    assert {t.model.dropout for t in trials if t.model.name == "svm"} == {0.3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["models=vit_grru"], "did you mean 'vit_gru'"),
+        (["models="], "unknown model 'None'"),
+        (["models=svm,"], "unknown model ''"),
+    ],
+)
+def test_wrong_choices_of_models(words, message):
+    with pytest.raises(RaylabError, match=message):
+        SearchSpace.load("aura").override(words)
+
+
+def test_models_cannot_be_chosen_where_there_is_one():
+    with pytest.raises(RaylabError, match=r"is no grid over models: set model\.name"):
+        SearchSpace.load("epic_phase2").override(["models=resnet50_avg"])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"model.name": {"vit": {"data.frames": 8}}}, r"own\.model\.name\.vit: vit is not a choice"),
+        ({"optim.lr": {"1": {"data.frames": 8}}}, "is not a choice of a searched setting optim.lr"),
+        ({"model.name": {"svm": {"data.frame": 8}}}, "own.model.name.svm: unknown setting data.frame"),
+    ],
+)
+def test_what_a_value_has_of_its_own_is_checked(own, message):
+    data = read_yaml(find("aura")) | {"own": own}
+    with pytest.raises(RaylabError, match=message):
+        SearchSpace.parse(data, "aura", "aura.yaml")

@@ -176,7 +176,7 @@ def test_there_is_what_the_weights_ask_for_and_nothing_else(
         output = task(batch())
     assert (attention.fast, attention.maps) == (4 * (1 + len(task.sources)), maps)
     assert list(output.losses) == task.loss_names
-    output.loss.backward()  # DDP waits for the gradient of everything that is trained
+    output.loss.backward()  # everything that is trained has a gradient
     assert [name for name, parameter in task.trained.named_parameters() if parameter.grad is None] == []
 
 

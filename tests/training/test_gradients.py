@@ -1,4 +1,4 @@
-"""DDP over gloo in real worker processes."""
+"""Gradients exchanged over gloo by real worker processes."""
 
 import os
 import socket
