@@ -26,6 +26,7 @@ def ended(sweep: SweepFolder) -> dict[str, str]:
     return {run.name: run.status()["time"] for run in sweep.runs() if run.status()["state"] == "finished"}
 
 
+@pytest.mark.slow
 def test_models_by_folds_and_more_models_later(tmp_path: Path) -> None:
     words = [*SMALL, "search.max_concurrent=1"]
     board = raylab.sweep("aura", [*words, "models=svm"], demo=True, storage=tmp_path, quiet=True)
