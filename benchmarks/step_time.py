@@ -7,8 +7,8 @@
 - *loop*: a loop written by hand for one model: forward, loss, backward, clipping, optimiser; no metrics, no records,
   no checkpoints. Then where the difference goes.
 - *hugging-face*: `transformers.Trainer` on a small VideoMAE.
-- *workers*: one and two DDP workers, beside two that know nothing of each other: more than that, the machine does not
-  allow.
+- *workers*: one and two workers, by hand joined by DDP, beside two that know nothing of each other: more than that, the
+  machine does not allow.
 - *gpu*: precision, memory format and compilation, and whether the input keeps up.
 
 All loops start from the same weights and take the same batches from memory in the same order; one worker on a CPU must
@@ -139,7 +139,7 @@ def hugging_face_tables(options: argparse.Namespace, folder: Path) -> Iterator[T
 def train_in_a_group(
     rank: int, workers: int, rendezvous: str | None, folder: Path, size: int, start: Any, results: Any
 ) -> None:
-    """One process of several that `start` each turn together, joined by DDP where there is a `rendezvous`."""
+    """One process of several that `start` each turn together, joined where there is a `rendezvous`."""
     torch.set_num_threads(1)
     if rendezvous:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
@@ -185,7 +185,7 @@ def start_group(workers: int, joined: bool, folder: Path, size: int) -> dict[str
 
 
 def workers_tables(options: argparse.Namespace, folder: Path) -> Iterator[Table | str]:
-    groups = {"1 worker": (1, False), "2 apart": (2, False), "2 joined by DDP": (2, True)}
+    groups = {"1 worker": (1, False), "2 apart": (2, False), "2 joined": (2, True)}
     epochs: dict[tuple[str, str], list[Time]] = {}
     for turn in range(options.rounds):
         for group, (workers, joined) in groups.items():

@@ -21,10 +21,10 @@ from raylab.errors import RaylabError, unknown_name
 from raylab.handcrafted.clips import NAMES, Described, describe
 from raylab.models.feature_classifier import FeatureClassifier
 from raylab.tasks import Task, build_task
-from raylab.training.loop import Report, numbers
+from raylab.training.loop import Report
 from raylab.training.recorder import Recorder
 from raylab.training.runfolder import RunFolder
-from raylab.training.state import LossMean, Progress
+from raylab.training.state import LossMean, Progress, numbers
 from raylab.training.usage import peak_memory
 
 if TYPE_CHECKING:

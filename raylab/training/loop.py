@@ -33,7 +33,7 @@ from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
 from raylab.training.runfolder import RunFolder
 from raylab.training.stages import check_stages, stage_at
-from raylab.training.state import LossMean, Progress, TrainState, mending, seed_step, sync_flag
+from raylab.training.state import LossMean, Progress, TrainState, mending, numbers, seed_step, sync_flag
 from raylab.training.usage import StepClock, peak_memory
 
 Report = Callable[[dict[str, Any]], None]
@@ -119,6 +119,7 @@ class Trainer:
         self.stage = stage_at(self.experiment.stages, epoch)
         task = self.state.task
         enter(task.model, self.stage.settings, self.stage.path)
+        self.gradients = self.exchange.gradients(task.trained)
         self.exchange.copy_first([*task.trained.parameters(), *task.trained.buffers()])
         self._load_data()
         self.state.begin(self.stage.settings, self.steps_per_epoch)
@@ -201,7 +202,7 @@ class Trainer:
         for batch in self.prefetch(self.clock.watch(self.train_loader), self.train_transform, draw):
             last = progress.batch + 1 == len(self.batches)
             steps = (progress.batch + 1) % self.accumulate == 0 or last
-            self.backward(batch)
+            self.backward(batch, steps)
             progress.batch += 1
             if not steps:
                 continue
@@ -219,29 +220,32 @@ class Trainer:
                 self.save({})
         return True
 
-    def backward(self, batch: Batch) -> None:
-        """Add one batch's gradients to those of the running step, unless it has failed already."""
+    def backward(self, batch: Batch, steps: bool) -> None:
+        """Add one batch's gradients to those of the running step, unless it has failed; `steps`: it is the last."""
         state, progress = self.state, self.state.progress
         if progress.batch % self.accumulate == 0:
             self.attempt = Attempt(state.task.trained, progress.batch)
         if self.attempt.failed:
             return
         seed_step(self.experiment.seed, progress.epoch * len(self.batches) + progress.batch, self.worker.rank)
+        left = len(batch["ids"])
         with self.attempt.trying():
             for piece in pieces(batch, progress.micro_batch):
                 with self.autocast():
                     output = state.task(piece)
                 clips = len(piece["ids"])
                 share = clips / len(batch["ids"]) / self.group_size()
-                state.scaler.scale(output.loss * share).backward()
+                left -= clips
+                with self.gradients.sending(steps and not left):
+                    state.scaler.scale(output.loss * share).backward()
                 self.attempt.add(output, piece["labels"], clips)
 
     def fits(self) -> bool:
-        """Whether memory has sufficed for the step on all workers: they exchange gradients, or else begin it again."""
+        """Whether memory has sufficed for the step on all workers: they take the mean gradients, or begin it again."""
         state, progress, worker = self.state, self.state.progress, self.worker
+        self.gradients.finish(sound=not self.attempt.failed)
         if not self.exchange.most(self.attempt.failed):
-            trained = state.task.trained.parameters()
-            self.exchange.average(p.grad for p in trained if p.grad is not None)
+            self.gradients.write()
             for output, labels, clips in self.attempt.outputs:
                 state.metric.update(output.predictions, labels)
                 state.loss.update({"loss": output.loss, **output.losses}, clips)
@@ -393,8 +397,3 @@ class Trainer:
 
     def learning_rate(self) -> float:
         return float(self.state.optimizer.param_groups[0]["lr"])
-
-
-def numbers(metrics: dict[str, Tensor], prefix: str) -> dict[str, float]:
-    """Tensors to floats, under `prefix/`."""
-    return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}

@@ -194,3 +194,8 @@ def sync_flag(flag: bool, device: torch.device) -> bool:
     tensor = torch.tensor(int(flag), device=device)
     dist.broadcast(tensor, src=0)
     return bool(tensor.item())
+
+
+def numbers(metrics: dict[str, Tensor], prefix: str) -> dict[str, float]:
+    """Tensors to floats, under `prefix/`."""
+    return {f"{prefix}/{name}": float(value) for name, value in metrics.items()}

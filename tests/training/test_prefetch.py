@@ -81,11 +81,11 @@ def test_a_batch_that_was_fetched_but_not_trained_on_is_trained_on_after_a_resta
         trainer, seen = Trainer(experiment, dataset, run, Worker(torch.device(device))), []
         train_on = trainer.backward
 
-        def backward(batch):
+        def backward(batch, steps):
             if len(seen) == stop_before:
                 raise Stopped
             seen.append((batch["ids"], batch["video"].cpu()))
-            train_on(batch)
+            train_on(batch, steps)
 
         trainer.backward = backward
         with suppress(Stopped):
