@@ -71,7 +71,7 @@ def test_all_seven_killed_twice_repeat_no_finished_fold(tmp_path: Path) -> None:
         assert len(finished) < 14
     assert start(tmp_path).wait(timeout=1500) == 0
     assert ended(sweep).items() >= finished.items()
-    rows = SearchSpace.load("aura").change({"data.folds": "2"}).rows
+    rows = SearchSpace.load("aura").for_demo().change(dict(word.split("=") for word in SMALL), "test").rows
     assert ended(sweep).keys() == rows.keys()
     assert len(rows) == 14
     for run in sweep.runs():
