@@ -11,7 +11,9 @@ raylab.runs()                                                # what there is
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ __all__ = [
     "runs",
     "sweep",
 ]
+
+# PyTorch makes this folder when timm or transformers are imported: by default in /tmp, readable by all, under a name that
+# anybody can take first.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
 
 # Loaded on first use: `import raylab` alone costs nothing, and `python -m raylab.tune` imports its module once.
 _HOMES = {

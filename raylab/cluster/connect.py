@@ -26,7 +26,7 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the training loop writes its own records
     "RAY_AIR_NEW_OUTPUT": "0",  # raylab shows its own table
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TORCHINDUCTOR_CACHE_DIR": str(Path.home() / ".cache/torchinductor"),  # not in /tmp, where it is everybody's
+    "TORCHINDUCTOR_CACHE_DIR": os.environ["TORCHINDUCTOR_CACHE_DIR"],  # as raylab/__init__.py has set it
 }
 KNOCK_SECONDS = 10.0
 HOOK = "raylab.cluster.connect.remember_address"

@@ -134,7 +134,6 @@ def environment(*hosts: str) -> dict[str, str]:
     for name in ("no_proxy", "NO_PROXY"):
         env[name] = ",".join(dict.fromkeys([*filter(None, env.get(name, "").split(",")), *direct]))
     env.pop("RAY_ADDRESS", None)  # of another cluster
-    env["TORCHINDUCTOR_CACHE_DIR"] = str(temp_path() / "torchinductor")  # else where everybody can read or make it
     return env
 
 
