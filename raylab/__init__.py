@@ -44,8 +44,8 @@ __all__ = [
     "sweep",
 ]
 
-# PyTorch makes this folder when timm or transformers are imported: by default in /tmp, readable by all, under a name that
-# anybody can take first.
+# PyTorch makes this folder when timm or transformers are imported: by default in /tmp, readable by all, under a name
+# that anybody can take first.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
 
 # Loaded on first use: `import raylab` alone costs nothing, and `python -m raylab.tune` imports its module once.
