@@ -22,11 +22,11 @@ import typer
 
 from raylab.cli import console, run_verb
 from raylab.config import Experiment
-from raylab.data.clips import Dataset
 from raylab.data.datasets import load_annotations, load_dataset
 from raylab.errors import RaylabError
 from raylab.evaluation.judgement import Judgement as Judgement  # part of what the verb offers
 from raylab.evaluation.judgement import record
+from raylab.evaluation.splits import changed, has_labels, open_split
 from raylab.evaluation.tables import efficiency_tables, table
 from raylab.models.registry import batches, find_model
 from raylab.results import DEFAULT_STORAGE, Checkpoint, find_checkpoint
@@ -204,43 +204,6 @@ def efficiency(checkpoint: str | Path | Checkpoint, storage: str | Path = DEFAUL
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = experiment.data
     return measure(models, data.frames, data.size, batches(experiment).size, device, precision_on(device, experiment))
-
-
-def changed(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """An experiment with other data settings.
-
-    Raises:
-        RaylabError: a setting is not one of the data's.
-    """
-    foreign = [path for path in overrides if not path.startswith("data.")]
-    if foreign:
-        raise RaylabError(f"{foreign[0]}: a trained model's settings stay as they are; change data.… settings only")
-    return experiment.override(overrides)
-
-
-def open_split(experiment: Experiment, checkpoint: Checkpoint, split: str, views: Views) -> Dataset:
-    """One split, with the frames that the views need.
-
-    Raises:
-        RaylabError: it is not there, or its classes are not those that the model was trained for.
-    """
-    dataset = load_dataset(views.reading(experiment.data), (split,), views.crops)
-    if dataset.labels != checkpoint.labels:
-        differ = [head for head in {**dataset.labels, **checkpoint.labels} if _differ(head, dataset, checkpoint)]
-        raise RaylabError(
-            f"{checkpoint.path}: the model was trained for other {' and '.join(differ)} classes than those of "
-            f"data.dataset = {experiment.data.dataset}, data.root = {experiment.data.root}"
-        )
-    return dataset
-
-
-def has_labels(dataset: Dataset, split: str) -> bool:
-    """Whether the classes of a split's clips are known, or the importance of their frames."""
-    return bool(dataset.splits[split].clips[0].labels or dataset.importance)
-
-
-def _differ(head: str, dataset: Dataset, checkpoint: Checkpoint) -> bool:
-    return dataset.labels.get(head) != checkpoint.labels.get(head)
 
 
 @dataclass(frozen=True)
