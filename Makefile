@@ -2,13 +2,16 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help demo test test-slow test-slurm lint format bench clean
+.PHONY: help demo test test-slow test-slurm test-browser docs docs-links lint format bench clean
 
 help:
 	@echo "make demo       a clip store of the built-in data and the phase-2 sweep on it, on two CPU cores"
 	@echo "make test       the tests"
 	@echo "make test-slow  the minutes-long tests: kills, restarts, object storage"
 	@echo "make test-slurm the tests on a SLURM of namespaces on this machine: as root, minutes long"
+	@echo "make test-browser the pages in a headless Chromium, where there is one"
+	@echo "make docs       the guides and the reference as a website, docs/_build/html/index.html"
+	@echo "make docs-links which links to elsewhere are dead: needs internet"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the figures in README.md and benchmarks/README.md: an hour"
 
@@ -31,6 +34,15 @@ test-slow: .venv/ready
 test-slurm: .venv/ready
 	$(PY) -m pytest -m slurm tests/cluster/slurm
 
+test-browser: .venv/ready
+	$(PY) -m pytest -m browser tests/browser
+
+docs: .venv/ready
+	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+docs-links: .venv/ready
+	$(PY) -m sphinx --builder linkcheck --keep-going --quiet docs docs/_build/linkcheck
+
 lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -42,9 +54,9 @@ format: .venv/ready
 
 bench: .venv/ready
 	for benchmark in decode clip_index step_time sweep_overhead store_fidelity temporal_order \
-		distillation_gain distillation_cache keyframes_gain frozen_features handcrafted; do \
+		distillation_gain distillation_cache keyframes_gain frozen_features handcrafted report; do \
 		$(PY) benchmarks/$$benchmark.py || exit; \
 	done
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv docs/_build docs/generated build dist *.egg-info

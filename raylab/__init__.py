@@ -7,6 +7,7 @@ raylab.fit(raylab.Experiment(...))                           # train once
 raylab.best_checkpoint("epic_phase2").load_model("cuda")     # use the best
 raylab.judge("epic_phase2").scores["val"].figures()          # judge it
 raylab.runs()                                                # what there is
+raylab.compare(["epic_phase1", "epic_phase2"])               # side by side, as a DataFrame
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from raylab.evaluate import Judgement, judge
     from raylab.prediction.classes import Predictor
     from raylab.prediction.keyframes import KeyframePredictor
-    from raylab.results import Checkpoint, Run, best_checkpoint, runs
+    from raylab.results import Checkpoint, Run, best_checkpoint, compare, runs
     from raylab.sweeps.space import SearchSpace
     from raylab.train import fit
     from raylab.tune import sweep
@@ -38,6 +39,7 @@ __all__ = [
     "Run",
     "SearchSpace",
     "best_checkpoint",
+    "compare",
     "fit",
     "judge",
     "runs",
@@ -59,6 +61,7 @@ _HOMES = {
     "Run": "results",
     "SearchSpace": "sweeps.space",
     "best_checkpoint": "results",
+    "compare": "results",
     "fit": "train",
     "judge": "evaluate",
     "runs": "results",

@@ -21,9 +21,11 @@ VERBS = {
     "tune": "raylab.tune",
     "train": "raylab.train",
     "evaluate": "raylab.evaluate",
-    "compare": "raylab.compare",
+    "report": "raylab.report",
     "predict": "raylab.predict",
+    "app": "raylab.app",
     "results": "raylab.results",
+    "dashboard": "raylab.dashboard",
     "models": "raylab.models.__main__",
     "doctor": "raylab.doctor",
 }

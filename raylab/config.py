@@ -46,12 +46,12 @@ class DataConfig(Section):
 
     dataset: Literal[
         "epic", "kitchen", "labelled", "kitchen_labelled", "tvsum", "kitchen_keyframes", "metadata", "kitchen_aura"
-    ] = "epic"
+    ] = Field("epic", description="the layout of the data; kitchen… is built in, and rendered when it is asked for")
     root: UserPath = Field("data/epic-kitchens-100", description="folder with the annotations and the videos")
     annotations: UserPath | None = Field(None, description="folder of the CSV files, when not under root")
     kitchen: Literal["tiny", "small", "medium", "large"] = Field("small", description="size of the built-in data set")
     source: Literal["auto", "videos", "frames"] = Field("auto", description="video files or extracted frames")
-    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    decoder: Literal["pyav", "decord", "torchcodec"] = Field("pyav", description="what reads video files")
     split: Literal["official", "participant", "stratified"] = Field(
         "official",
         description="the published splits; or all clips, no participant (group) in both train and val; or so that "
@@ -71,7 +71,7 @@ class DataConfig(Section):
     batch_size: Count | None = Field(
         None, description="clips a worker puts through the model at once; null: the model's own"
     )
-    augment: Literal["aggressive", "mild", "none"] = "aggressive"
+    augment: Literal["aggressive", "mild", "none"] = Field("aggressive", description="how training clips are varied")
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip; 0 where left and right matter")
     variants: int | None = Field(
         None,
@@ -107,11 +107,13 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive = 1e-4
-    weight_decay: float = Field(1e-4, ge=0)
+    name: Literal["adamw", "sgd"] = Field("adamw", description="the optimiser")
+    lr: Positive = Field(1e-4, description="the learning rate that the schedule begins with, after warmup")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw, an L2 penalty for sgd")
     momentum: Probability = Field(0.9, description="for sgd")
-    schedule: Literal["constant", "cosine", "cosine_warm_restarts", "plateau"] = "cosine"
+    schedule: Literal["constant", "cosine", "cosine_warm_restarts", "plateau"] = Field(
+        "cosine", description="how the rate changes over the run"
+    )
     restart_epochs: Count = Field(10, description="length of the first cosine cycle, for warm restarts")
     restart_factor: Count = Field(2, description="each following cycle is this many times longer")
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="plateau: the rate falls to this part")
@@ -123,7 +125,7 @@ class OptimConfig(Section):
 class LossConfig(Section):
     """The training objective."""
 
-    label_smoothing: Probability = 0.0
+    label_smoothing: Probability = Field(0.0, description="share of the target that all classes have alike")
     weights: dict[str, Weight] = Field(
         default_factory=dict, description="weight of each head's loss; 1 where not named"
     )
@@ -209,8 +211,8 @@ class ClassificationConfig(Section):
 class Stage(Section):
     """A stretch of a run with its own rate and its own fixed part: optimiser and schedule begin anew in each."""
 
-    epochs: Count
-    lr: Positive
+    epochs: Count = Field(description="length of the stage")
+    lr: Positive = Field(description="in place of optim.lr")
     freeze: Literal["encoder"] | None = Field(None, description="encoder: the whole of it is kept fixed")
     unfreeze_blocks: Count | None = Field(None, description="of the encoder, only its last blocks are trained")
     clip: Positive | None = Field(None, description="largest gradient norm; null for no clipping")
@@ -225,13 +227,13 @@ class Stage(Section):
 class TrainConfig(Section):
     """How long, in which precision, and what is kept."""
 
-    epochs: Count = 25
+    epochs: Count = Field(25, description="passes over the training clips")
     stages: tuple[Stage, ...] = Field(
         (),
         description="one after another, each with its own epochs, lr and clip, in place of train.epochs, optim.lr and "
         "train.clip_norm; one without freeze and unfreeze_blocks trains what model.frozen_blocks says",
     )
-    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    precision: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="of the forward pass; weights stay fp32")
     accumulate: Count | None = Field(
         None,
         description="batches whose gradients make one optimiser step; null: the model's own, or 1 where "
@@ -246,6 +248,7 @@ class TrainConfig(Section):
     keep_every: int | None = Field(None, ge=1, description="keep also the checkpoint of every so many epochs")
     checkpoint_minutes: Positive = Field(10.0, description="longest time between two checkpoints")
     log_steps: Count = Field(20, description="steps between two readings of the loss")
+    sample_clips: int = Field(4, ge=0, description="validation clips that TensorBoard shows with what is said of them")
     max_failures: int = Field(2, ge=0, description="restarts after a lost worker")
     cache: bool | UserPath = Field(
         True, description="folder of what a fixed encoder says of each clip; true: beside the data; false: none"
@@ -280,7 +283,9 @@ STAGED = {"train.epochs": "epochs", "optim.lr": "lr", "train.clip_norm": "clip"}
 class Experiment(Section):
     """Everything that decides a training run."""
 
-    task: Literal["action", "distillation", "keyframes", "classification"] = "action"
+    task: Literal["action", "distillation", "keyframes", "classification"] = Field(
+        "action", description="what is learned: model, loss and metrics belong to it"
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -290,7 +295,7 @@ class Experiment(Section):
     classification: ClassificationConfig = ClassificationConfig()
     train: TrainConfig = TrainConfig()
     resources: ResourceConfig = ResourceConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of weights, order, augmentation and dropout")
 
     @property
     def monitor(self) -> str:

@@ -9,8 +9,9 @@ runs code from the files.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +24,10 @@ from raylab.cli import console, run_verb
 from raylab.config import Experiment
 from raylab.errors import RaylabError, unknown_name
 from raylab.models.registry import find_model
+from raylab.schema import settings
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
-from raylab.training.runfolder import RunFolder
+from raylab.training.runfolder import SEAL, RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from raylab.data.augment import ClipTransform
 
 DEFAULT_STORAGE = "results"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,98 @@ def find_checkpoint(where: str | Path, storage: str | Path = DEFAULT_STORAGE) ->
     return Checkpoint.open(folder) if folder.exists("checkpoint.json") else best_checkpoint(where, storage=storage)
 
 
+def compare(
+    names: str | Path | Sequence[str | Path],
+    storage: str | Path = DEFAULT_STORAGE,
+) -> pd.DataFrame:
+    """Sweeps, runs and checkpoints side by side.
+
+    Args:
+        names: of each a sweep's or run's name under `storage`, the path or URI of its folder, or of a checkpoint's. Of
+            a sweep its best trial counts; of that, and of a run, the best epoch.
+        storage: the results folder, a path or a URI.
+
+    Returns:
+        One row for each name, in their order: `name`, `run`, `model`, `parameters` (how many it has, buffers not
+        counted; nan where no checkpoint is there, or it is no network), `epoch`, all validation metrics of that epoch
+        and their gaps, `seconds` of training up to it, `gpu_hours` and `clips_per_second`; and the settings in which
+        they differ, by their dotted names.
+
+    Raises:
+        RaylabError: one is not there, or has no result yet.
+    """
+    import pandas as pd
+
+    chosen = [names] if isinstance(names, str | Path) else list(names)
+    found = [_side(name, storage) for name in chosen]
+    experiments = [experiment for experiment, _ in found]
+    paths = [path for path in settings(Experiment) if len({repr(e.get(path)) for e in experiments}) > 1]
+    shown = [path for path in paths if path not in ("model.name", "train.monitor")]
+    return pd.DataFrame([{**row, **{path: e.get(path) for path in shown}} for e, row in found])
+
+
+def _side(name: str | Path, storage: str | Path) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment behind a name, and its row."""
+    folder = Folder.open(name)
+    if folder.exists(SEAL):
+        checkpoint = Checkpoint.open(folder)
+        run = RunFolder(Folder.open(str(folder).rstrip("/").rsplit("/", 2)[0]))
+        info = run.info if run.exists() else {}
+        history = [row for row in checkpoint.history() if row["epoch"] <= checkpoint.epoch]
+        if not checkpoint.metrics or not history:
+            raise RaylabError(f"{folder}: was written within an epoch and has no metrics: name another checkpoint")
+        row = history[-1]
+        weights: Folder | None = checkpoint.folder
+        experiment, label = checkpoint.experiment, info.get("name", folder.name)
+    else:
+        place = locate(name, storage)
+        sweep = SweepFolder(place)
+        candidates = sweep.runs() if sweep.exists() else [RunFolder(place)]
+        scored = [(run, run.history()) for run in candidates]
+        scored = [(run, history) for run, history in scored if history]
+        if not scored:
+            raise RaylabError(f"{place}: no epoch of it has ended yet")
+        sign = 1 if scored[0][0].experiment.train.mode == "max" else -1
+        run, history = max(scored, key=lambda pair: sign * pair[1][-1]["best"])
+        row = next(row for row in history if row["epoch"] == history[-1]["best_epoch"])
+        history = history[: row["epoch"]]
+        info, experiment, label = run.info, run.experiment, run.name
+        best = run.best(experiment.monitor, experiment.train.mode)
+        weights = best.folder if best else None
+    metrics = {key: value for key, value in row.items() if key.startswith(("val/", "gap/"))}
+    speeds = [past["clips_per_second"] for past in history if "clips_per_second" in past]
+    return experiment, {
+        "name": str(name),
+        "run": label,
+        "model": experiment.model.name,
+        "parameters": count_parameters(weights) if weights else math.nan,
+        "epoch": row["epoch"],
+        **metrics,
+        "seconds": row["seconds"],
+        "gpu_hours": gpu_hours(info, row["seconds"]),
+        "clips_per_second": sum(speeds) / len(speeds) if speeds else math.nan,
+    }
+
+
+def gpu_hours(info: Mapping[str, Any], seconds: float) -> float:
+    """What a run's time is worth on the GPUs that it was given, by its `run.json`; nan where that does not say."""
+    demand = info.get("demand")
+    return seconds * demand["workers"] * demand["gpus"] / 3600 if demand else math.nan
+
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def count_parameters(checkpoint: Folder) -> float:
+    """How many parameters a network has, by the head of its weights' file; nan of what is no network."""
+    if not checkpoint.exists(WEIGHTS):
+        return math.nan
+    with checkpoint.filesystem.open_input_file((checkpoint / WEIGHTS).path) as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in head.items() if name != "__metadata__" and not name.endswith(_BUFFERS)]
+    return sum(math.prod(shape) for shape in shapes)
+
+
 def how_to_load(name: str, storage: str | Path) -> str:
     """The Python that loads the best model of a sweep or a run."""
     where = "" if str(storage) == DEFAULT_STORAGE else f', storage="{storage}"'
@@ -307,7 +402,7 @@ def results(
 
         console.print(leaderboard_table(sweep.leaderboard(), sweep.space))
         if sweep.space.cross_validated:
-            console.print(f"over folds: raylab compare {escape(name)}")
+            console.print(f"over folds: raylab report {escape(name)}")
     else:
         console.print(runs_table([Run.read(RunFolder(sweep.folder))]))
 

@@ -59,13 +59,14 @@ def fit(
     preflight(experiment, folder)
     from raylab.cluster.capacity import Demand
     from raylab.cluster.connect import connect
+    from raylab.provenance import provenance
     from raylab.training.interrupt import saving
     from raylab.training.trainer import TrainingFailed, launch
 
     run = RunFolder(folder / (name or default_name(experiment)))
     if fresh:
         set_aside(folder, run.name)
-    run.create(experiment)
+    run.create(experiment, made=lambda: provenance(experiment.data))
     nodes = connect()
     demand = Demand.of(experiment.resources, nodes).within(nodes)
     measure_features([experiment])

@@ -67,9 +67,11 @@ def sweep(
     chosen = choose(space, overrides or [], demo, name, start, parent, fresh)
     preflight(chosen.trial({}), parent, chosen.variants)
     from raylab.cluster.connect import connect, dashboard_url
+    from raylab.dashboard import show_events
+    from raylab.provenance import provenance
+    from raylab.report import after_sweep
     from raylab.sweeps.display import Watch
-    from raylab.sweeps.monitor import tensorboard
-    from raylab.sweeps.sweep import provenance, run_sweep
+    from raylab.sweeps.sweep import run_sweep
     from raylab.sweeps.tables import leaderboard_table
     from raylab.training.interrupt import saving
 
@@ -77,37 +79,26 @@ def sweep(
     with folder.locked():
         if fresh:
             set_aside(parent, chosen.name)
-        folder.create(chosen, provenance())
+        folder.create(chosen, provenance(chosen.experiment.data))
         nodes = connect()
         measured = measure_features(chosen.variants)
         if quiet:
             with saving(folder.runs):
                 run_sweep(chosen, folder, nodes)
-            compare_folds(folder, show=False)
+            after_sweep(folder, show=False)
             return folder.leaderboard()
         console.print(introduction(chosen, folder), markup=False)
         console.print(f"Ray dashboard: {dashboard_url() or 'not running'}")
-        console.print(f"TensorBoard: {tensorboard(folder)}")
+        console.print(f"TensorBoard: {show_events(folder.folder / 'trials').text}", markup=False)
+        console.print(f"with the study, now or later: raylab dashboard {folder.folder}", markup=False)
         if measured:
             console.print(f"handcrafted features of {measured:,} videos")
-        if folder.folder.local:
-            console.print(f"Optuna: optuna-dashboard {folder.journal()}")
         with saving(folder.runs):
             run_sweep(chosen, folder, nodes, lambda *progress: Watch(console, *progress))
         board = folder.leaderboard()
         console.print(leaderboard_table(board, chosen))
-        compare_folds(folder)
+        after_sweep(folder)
         return board
-
-
-def compare_folds(folder: SweepFolder, show: bool = True) -> None:
-    """After a cross-validation, write what models are worth over all folds; nothing for another sweep."""
-    if folder.space.cross_validated and len(folder.folds()):
-        from raylab import compare
-
-        compared = compare.comparison(folder)
-        if show:
-            compare.show(compared, folder)
 
 
 def choose(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import Config  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
+from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
 
 from raylab.cluster.growth import at_most
 from raylab.errors import RaylabError
@@ -99,6 +100,28 @@ def living_nodes() -> list[dict[str, Any]]:
 def dashboard_url() -> str | None:
     url = ray.get_runtime_context().worker.node.address_info.get("webui_url")
     return f"http://{url}" if url else None
+
+
+def find_dashboards() -> list[str]:
+    """Addresses of the dashboards of this user's clusters: that which `$RAY_ADDRESS` names, else all on this machine.
+
+    None is joined, and none is started.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    Config.initialize("")
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    asked = sorted(find_gcs_addresses()) if named in ("auto", "local") else [named]
+    found = []
+    for address in asked:
+        try:
+            knock(address)
+            said = GcsClient(address).internal_kv_get(DASHBOARD_ADDRESS.encode(), KV_NAMESPACE_DASHBOARD, timeout=5)
+        except (OSError, RayError):  # gone, or another user's
+            continue
+        if said:
+            found.append(f"http://{said.decode()}")
+    return found
 
 
 def remember_address() -> None:

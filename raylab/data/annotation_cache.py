@@ -36,6 +36,15 @@ def digest(files: Mapping[str, Path], *settings: object) -> str:
     return hashlib.sha256(repr((FORMAT, settings, contents)).encode()).hexdigest()[:32]
 
 
+def content(files: Mapping[str, Path]) -> str:
+    """32 hex digits that change with what files hold, wherever they lie.
+
+    Raises:
+        RaylabError: a file cannot be read.
+    """
+    return hashlib.sha256(repr(sorted((what, _sha256(path)) for what, path in files.items())).encode()).hexdigest()[:32]
+
+
 def cached(key: str, read: Callable[[], Dataset]) -> Dataset:
     """What `read` returns, from the cache if it was read before.
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import numpy as np
 import torch
 from av.error import FFmpegError
 from torch import Tensor
 
 from raylab.data.footage import fit
+from raylab.data.recent import Recent
 from raylab.errors import RaylabError
 
 AUTO = "auto"
@@ -43,12 +42,6 @@ class Shot(NamedTuple):
     captured: float
 
 
-class _Frame(NamedTuple):
-    number: int
-    captured: float
-    square: Tensor
-
-
 class Camera:
     """The last seconds of a camera, or of a video file played as one.
 
@@ -72,16 +65,15 @@ class Camera:
     def __init__(
         self, source: str, side: int, window: float = 2.0, wait: Callable[[float], bool] | None = None
     ) -> None:
-        self._source, self._side, self._window = source, side, window
+        self._source, self._side = source, side
         self._container, self._recorded = _open(source)
-        self._frames: deque[_Frame] = deque(maxlen=MOST)
+        self._frames: Recent[Tensor] = Recent(window, MOST)
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._wait = wait or self._stop.wait
         self._ended = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.count = 0
 
     def __enter__(self) -> Camera:
         self._thread.start()
@@ -93,11 +85,13 @@ class Camera:
         self._container.close()
 
     @property
+    def count(self) -> int:
+        return self._frames.count
+
+    @property
     def rate(self) -> float:
         with self._changed:
-            if len(self._frames) < 2:
-                return 0.0
-            return (len(self._frames) - 1) / max(self._frames[-1].captured - self._frames[0].captured, 1e-9)
+            return self._frames.rate
 
     def latest(self, frames: int, after: int = 0) -> Shot | None:
         """The newest window, as soon as there is a frame newer than number `after`; None when the camera has ended.
@@ -111,20 +105,15 @@ class Camera:
                 raise RaylabError(f"--webcam {self._source}: lost after {self.count} frames ({self._error})")
             if self.count <= after:
                 return None
-            kept = list(self._frames)
-        chosen = np.rint(np.linspace(0, len(kept) - 1, frames)).astype(int)
-        return Shot(torch.cat([kept[index].square for index in chosen]), kept[-1].number, kept[-1].captured)
+            chosen = self._frames.evenly(frames)
+        return Shot(torch.cat([frame.thing for frame in chosen]), chosen[-1].number, chosen[-1].at)
 
     def _run(self) -> None:
         try:
             for picture in self._pictures():
                 square = fit(torch.from_numpy(picture).permute(2, 0, 1)[None], self._side)
-                now = time.monotonic()
                 with self._changed:
-                    self.count += 1
-                    self._frames.append(_Frame(self.count, now, square))
-                    while now - self._frames[0].captured > self._window:
-                        self._frames.popleft()
+                    self._frames.add(square, time.monotonic())
                     self._changed.notify_all()
         except (FFmpegError, OSError, ValueError) as error:
             self._error = error

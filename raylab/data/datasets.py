@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from raylab.config import DataConfig
 from raylab.data import epic, labelled, metadata, tvsum
-from raylab.data.annotation_cache import cached, digest
+from raylab.data.annotation_cache import cached, content, digest
 from raylab.data.clips import Dataset
 from raylab.data.kitchen import EPIC, Layout, kitchen_root
 from raylab.data.kitchen_aura import AURA
@@ -90,6 +90,22 @@ def load_annotations(config: DataConfig, splits: Sequence[str] = ("train", "val"
     if regrouped:
         dataset = divide(dataset, config)
     return replace(dataset, splits={split: dataset.splits[split] for split in splits})
+
+
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """What tells whether two runs have learnt from the same annotations, wherever these lie.
+
+    Returns:
+        `{"annotations": 32 hex digits of the files' content, "train": clips, "val": clips}`.
+
+    Raises:
+        RaylabError: files are missing or malformed.
+    """
+    entry = DATASETS[config.dataset]
+    splits = POOLED if config.split != "official" else ("train", "val")
+    files = entry.reader.annotation_files(entry.locate(config), list(splits))
+    found = load_annotations(config).splits
+    return {"annotations": content(files), **{split: len(its.clips) for split, its in found.items()}}
 
 
 def load_dataset(config: DataConfig, splits: Sequence[str] = ("train", "val"), crops: int = 1) -> Dataset:

@@ -6,6 +6,7 @@
 | `study.journal` | the Optuna study; `optuna-dashboard` opens it |
 | `trials/NAME/` | one run folder a trial (see `training.runfolder`) |
 | `leaderboard.csv`, `leaderboard.parquet` | every trial, best first |
+| `report.html`, `report/` | all of it to look at; see `raylab.report` |
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from raylab.sweeps.space import FOLD, SearchSpace, fold_name
 from raylab.training.runfolder import ENDED, RunFolder, differences
 
 JOURNAL = "study.journal"
+RESUMED = 20  # of so many calls that went on with a sweep it is kept what made them
 
 
 class SweepFolder:
@@ -61,6 +63,10 @@ class SweepFolder:
     def create(self, space: SearchSpace, info: dict[str, Any]) -> None:
         """Write `sweep.json`, or check that the sweep which is there can go on as this one.
 
+        Args:
+            space: what is searched.
+            info: what makes it (`raylab.provenance`); of a sweep that goes on it is added to `resumed`.
+
         Raises:
             RaylabError: it was made with other settings.
         """
@@ -81,6 +87,8 @@ class SweepFolder:
                     f"{self.folder} holds a sweep with other settings ({'; '.join(changed)}): "
                     "give this one a --name of its own, or --fresh to set the old one aside"
                 )
+            begun = {key: value for key, value in self.info.items() if key != "space"}
+            info = {**begun, "resumed": [*begun.get("resumed", []), dict(info)][-RESUMED:]}
         self.folder.write_json("sweep.json", {**info, "space": space.model_dump(mode="json")})
 
     @contextmanager

@@ -20,6 +20,7 @@ from raylab.sweeps.ranges import Range, Scalar
 
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]  # also a folder's name
 Own = dict[str, dict[str, dict[str, Scalar]]]
+Published = dict[str, dict[str, float | list[float]]]
 FOLD = "data.fold"
 
 
@@ -27,7 +28,7 @@ class SearchConfig(Section):
     """How a space is searched."""
 
     metric: str = Field("val/action_top1", description="what decides between trials")
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] = Field("max", description="whether more or less of it is better")
     trials: Count = Field(32, description="trials in all, the documented ones included; a grid's size at most")
     sampler: Literal["tpe", "random", "grid"] = Field(
         "tpe", description="multivariate TPE, independent draws, or every point of the space once"
@@ -47,6 +48,7 @@ class _File(Section):
     experiment: dict[str, Any]
     space: dict[str, Range]
     documented: dict[RowName, dict[str, Scalar]] = Field(default_factory=dict)
+    published: Published = Field(default_factory=dict)
     own: Own = Field(default_factory=dict)
     search: SearchConfig = SearchConfig()
     demo: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +62,7 @@ class SearchSpace(Section):
         experiment: what every trial shares.
         space: dotted setting → range.
         documented: name → a value for every setting of the space; run first.
+        published: what others report: a documented configuration, or any other name → metric → figure, or its range.
         own: searched setting → value of it → dotted settings that trials with this value have of their own.
         search: metric, trials, sampler, scheduler.
         demo: overrides that make it run on the built-in data set.
@@ -76,6 +79,7 @@ class SearchSpace(Section):
     own: Own = Field(default_factory=dict)
     search: SearchConfig
     demo: dict[str, Any]
+    published: Published = Field(default_factory=dict)
     models: list[str] | None = None
     taken: dict[str, Scalar] = Field(default_factory=dict)
 
@@ -98,7 +102,10 @@ class SearchSpace(Section):
             name=name,
             experiment=experiment,
             documented={row: _complete(values, file.space, experiment) for row, values in file.documented.items()},
-            **{key: getattr(file, key) for key in ("description", "source", "space", "own", "search", "demo")},
+            **{
+                key: getattr(file, key)
+                for key in ("description", "source", "space", "published", "own", "search", "demo")
+            },
         )
         space.check(origin)
         return space

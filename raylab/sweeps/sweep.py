@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-import platform
-import re
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import optuna
-import ray
 from ray import tune
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raylab import __version__
 from raylab.cluster.capacity import Demand
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
@@ -187,18 +180,3 @@ def scheduler(space: SearchSpace, folder: SweepFolder, ended: list[str]) -> Resu
         reduction_factor=space.search.reduction_factor,
         stop_last_trials=False,
     )
-
-
-def provenance() -> dict[str, Any]:
-    """What made a sweep: command, time and versions."""
-    return {
-        "command": re.sub(r"//[^/@]+@", "//", shlex.join(sys.argv)),  # no credentials of a storage address
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "raylab": __version__,
-            "python": platform.python_version(),
-            "ray": ray.__version__,
-            "torch": version("torch"),
-            "optuna": optuna.__version__,
-        },
-    }

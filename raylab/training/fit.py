@@ -88,7 +88,7 @@ def fit(experiment: Experiment, dataset: Dataset, run: RunFolder, report: Report
         model.save(folder)
 
     run.write_checkpoint(write, epoch=1, step=1, metrics=val)
-    Recorder(run, experiment, 0).epoch(progress.history, done=True)
+    Recorder(run, experiment, 0).epoch(progress.history, {}, done=True)
     report(row)
     return progress
 

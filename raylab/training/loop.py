@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.amp import GradScaler
 
 from raylab.config import Experiment
@@ -29,9 +28,11 @@ from raylab.tasks.base import DTYPES, TaskOutput
 from raylab.training.exchange import Exchange
 from raylab.training.interrupt import Requests, answer
 from raylab.training.memory import Attempt, halved, is_out_of_memory, pieces, recall, release, remember
+from raylab.training.optim import learning_rates
 from raylab.training.prefetch import Prefetch
 from raylab.training.recorder import Recorder
 from raylab.training.runfolder import RunFolder
+from raylab.training.samples import SampleClips
 from raylab.training.stages import check_stages, stage_at
 from raylab.training.state import LossMean, Progress, TrainState, mending, numbers, seed_step, sync_flag
 from raylab.training.usage import StepClock, peak_memory
@@ -111,6 +112,7 @@ class Trainer:
         if latest is None:
             self.state.progress.micro_batch = self.recalled()
         self.val_micro_batch = 0
+        self.samples = SampleClips(experiment, dataset, self.val_batches)
         self.recorder = Recorder(run, experiment, self.state.progress.step) if worker.rank == 0 else None
         self.saved_at = time.monotonic()
 
@@ -140,11 +142,11 @@ class Trainer:
         asked = self.experiment.resources.workers
         self.accumulate = max(accumulate, round(accumulate * asked / worker.world_size))
         self.steps_per_epoch = -(-len(self.batches) // self.accumulate)
-        val_batches = EvalBatches(len(val), size, worker.rank, worker.world_size)
+        self.val_batches = EvalBatches(len(val), size, worker.rank, worker.world_size)
         self.val_common = -(-len(val) // size) // worker.world_size  # batches that every rank has
         pin = worker.device.type == "cuda"
         self.train_loader = make_loader(train, self.batches, data, pin)
-        self.val_loader = make_loader(val, val_batches, data, pin)
+        self.val_loader = make_loader(val, self.val_batches, data, pin)
         self.prefetch = Prefetch(worker.device)
 
     def _fresh_state(self, task: Task) -> TrainState:
@@ -297,7 +299,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self.diverged(f"the training loss is {loss}")
         if self.recorder:
-            self.recorder.step(state.progress.step, {"train/running_loss": loss, "lr": self.learning_rate()})
+            self.recorder.step(state.progress.step, {"train/running_loss": loss, **learning_rates(state.optimizer)})
 
     def diverged(self, what: str) -> RaylabError:
         progress = self.state.progress
@@ -336,7 +338,7 @@ class Trainer:
             **val,
             **gap,
             **clock,
-            "lr": self.learning_rate(),  # the epoch's last
+            "lr": float(state.optimizer.param_groups[0]["lr"]),  # the epoch's last
             "memory": max(peak_memory(self.worker.device), *(past.get("memory", 0) for past in progress.history), 0),
             "seconds": progress.seconds,
         }
@@ -346,7 +348,7 @@ class Trainer:
             self.begin_stage(progress.epoch)
         self.save(val)
         if self.recorder:
-            self.recorder.epoch(progress.history, done=self.done)
+            self.recorder.epoch(progress.history, self.samples.pictures(), done=self.done)
         return row
 
     @torch.no_grad()
@@ -359,20 +361,20 @@ class Trainer:
         self.exchange.copy_first(task.trained.buffers())  # running statistics, of batch norm
         asked = Requests(self.run, self.worker.device, self.worker.rank)
         for number, batch in enumerate(self.prefetch(self.val_loader, self.val_transform, epoch=0)):
-            for output, labels, clips in self.judge(batch):
-                metric.update(output.predictions, labels)
-                loss.update({"loss": output.loss, **output.losses}, clips)
+            for output, part in self.judge(batch):
+                metric.update(output.predictions, part["labels"])
+                loss.update({"loss": output.loss, **output.losses}, len(part["ids"]))
+                self.samples.note(part, output.predictions)
             if number < self.val_common and asked():
                 self.save({})  # of the end of the epoch's training
         return numbers({**loss.compute(), **metric.compute()}, "val")
 
-    def judge(self, batch: Batch) -> list[tuple[TaskOutput, dict[str, Tensor], int]]:
-        """What the model says of a batch, whole or in as large pieces as fit: outputs, labels and clips of each."""
+    def judge(self, batch: Batch) -> list[tuple[TaskOutput, Batch]]:
+        """What the model says of a batch, whole or in as large pieces as fit: of each its output, and the piece."""
         while True:
             try:
                 with self.autocast():
-                    parts = pieces(batch, self.val_micro_batch)
-                    return [(self.state.task(part), part["labels"], len(part["ids"])) for part in parts]
+                    return [(self.state.task(part), part) for part in pieces(batch, self.val_micro_batch)]
             except RuntimeError as error:
                 whole = self.val_micro_batch or len(batch["ids"])
                 if whole == 1 or not is_out_of_memory(error):
@@ -394,6 +396,3 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         precision = self.experiment.train.precision
         return torch.autocast(self.worker.device.type, DTYPES[precision], enabled=precision != "fp32")
-
-    def learning_rate(self) -> float:
-        return float(self.state.optimizer.param_groups[0]["lr"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import groupby
 from typing import Any, Literal
 
-from torch.nn import Parameter
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -20,10 +21,10 @@ from torch.optim.lr_scheduler import (
 from raylab.config import OptimConfig
 
 # Fused: one kernel for all parameters, and with a gradient scaler no wait for the GPU at each step.
-OPTIMIZERS: dict[str, Callable[[list[Parameter], OptimConfig], Optimizer]] = {
-    "adamw": lambda parameters, config: AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True),
-    "sgd": lambda parameters, config: SGD(
-        parameters, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, fused=True
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimConfig], Optimizer]] = {
+    "adamw": lambda groups, config: AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True),
+    "sgd": lambda groups, config: SGD(
+        groups, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum, fused=True
     ),
 }
 
@@ -45,9 +46,21 @@ METRIC_SCHEDULES: dict[str, Callable[[Optimizer, OptimConfig, Literal["max", "mi
 }
 
 
-def build_optimizer(parameters: Iterable[Parameter], config: OptimConfig) -> Optimizer:
-    """An optimiser over the parameters that are to be trained."""
-    return OPTIMIZERS[config.name]([p for p in parameters if p.requires_grad], config)
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """An optimiser over the parameters of a model that are to be trained, a group for each of its parts.
+
+    A group's `name` is that of the part, the model's child: `encoder`, `temporal`, `heads`. Groups are in the model's
+    order, so that all their parameters are too.
+    """
+    trained = [(name.partition(".")[0], p) for name, p in model.named_parameters() if p.requires_grad]
+    parts = groupby(trained, key=lambda named: named[0])
+    groups = [{"name": part, "params": [p for _, p in found]} for part, found in parts]
+    return OPTIMIZERS[config.name](groups, config)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """`lr/PART` → the rate of each group."""
+    return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
 
 
 class Schedule:

@@ -7,12 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams
 
 from raylab.config import Experiment
 from raylab.schema import settings
 from raylab.training.runfolder import RunFolder
+from raylab.training.samples import jpeg
 
 
 class Recorder:
@@ -36,11 +39,15 @@ class Recorder:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def epoch(self, history: list[dict[str, Any]], done: bool) -> None:
-        """Record the newest row, the first time with the hyperparameters; `done` closes the files."""
+    def epoch(self, history: list[dict[str, Any]], pictures: dict[str, Image], done: bool) -> None:
+        """Record the newest row with its pictures, the first time with hyperparameters; `done` closes the files."""
         self.run.write_history(history)
         row = history[-1]
         self.step(row["step"], {name: value for name, value in row.items() if name not in ("step", "epoch", "lr")})
+        for name, picture in pictures.items():  # as JPEG: tensorboardX would write PNG, several times as large
+            image = Summary.Image(height=picture.height, width=picture.width, encoded_image_string=jpeg(picture))
+            value = Summary.Value(tag=name, image=image)
+            self.writer.file_writer.add_summary(Summary(value=[value]), row["step"])
         if not self.described:
             # Through the run's own event file, so that the table follows `best` whoever ends the run.
             hyperparameters = {path: _plain(self.experiment.get(path)) for path in settings(Experiment)}

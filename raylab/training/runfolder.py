@@ -2,7 +2,7 @@
 
 | path | content |
 |---|---|
-| `run.json` | name, sweep, experiment, versions |
+| `run.json` | name, sweep, experiment, what made it, and what it was given of the cluster |
 | `status.json` | `running`, `finished`, `stopped` (by the scheduler) or `failed`, with the cause |
 | `error.txt` | the whole traceback of a failed run |
 | `history.jsonl` | one row of metrics for each finished epoch |
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,8 +51,15 @@ class RunFolder:
     def name(self) -> str:
         return self.folder.name
 
-    def create(self, experiment: Experiment, sweep: str | None = None) -> None:
+    def create(
+        self, experiment: Experiment, sweep: str | None = None, made: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
         """Write `run.json` unless the run is there already.
+
+        Args:
+            experiment: what is trained.
+            sweep: the name of the sweep that it is a trial of.
+            made: what makes it (`raylab.provenance`); of a trial its sweep knows that.
 
         Raises:
             RaylabError: the folder holds a run of another experiment.
@@ -70,8 +77,13 @@ class RunFolder:
                 "experiment": experiment.to_dict(),
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "versions": {"raylab": __version__, "python": platform.python_version()},
+                **made(),
             },
         )
+
+    def note(self, **more: Any) -> None:
+        """Add to `run.json`."""
+        self.folder.write_json("run.json", {**self.info, **more})
 
     def exists(self) -> bool:
         return self.folder.exists("run.json")
@@ -164,7 +176,8 @@ def set_aside(parent: Folder, name: str) -> None:
 
 def decisive(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a run learns: all but where and how safely it runs."""
-    free = {"resources", "max_failures", "checkpoint_minutes", "keep_every", "log_steps", "loader_workers", "cache"}
+    free = {"resources", "loader_workers", "cache", "sample_clips"}
+    free |= {"max_failures", "checkpoint_minutes", "keep_every", "log_steps"}
     return {path: experiment.get(path) for path in settings(Experiment) if free.isdisjoint(path.split("."))}
 
 

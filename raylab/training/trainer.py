@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray.train
@@ -64,6 +64,7 @@ def launch(run: RunFolder, demand: Demand, callbacks: list[RayTrainCallback] | N
     while True:
         try:
             demand = demand.within(present_nodes())
+            run.note(demand=asdict(demand))
             _fit(run, demand, callbacks or [])
             break
         except ControllerError as error:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from raylab.cluster.connect import dashboard_url, find_dashboards
+
 JOIN = """
 import ray
 from raylab.cluster.connect import connect
@@ -46,6 +48,25 @@ def test_another_users_cluster_is_not_joined(address: str, tmp_path: Path) -> No
     assert (tmp_path / ".ray" / "auth_token").exists()
     assert "" not in (first, second)
     assert address not in (first, second)
+
+
+def test_the_dashboard_of_a_cluster_is_found_without_joining_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dashboard_url() in find_dashboards()  # among those of this machine
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert find_dashboards() == [dashboard_url()]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert find_dashboards() == []
+
+
+@pytest.mark.slow
+def test_that_of_another_user_is_not(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = "from raylab.cluster.connect import find_dashboards; print(find_dashboards())"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_ADDRESS": address}
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert said.strip() == "[]"
 
 
 def test_a_cluster_that_is_gone_is_said_at_once() -> None:

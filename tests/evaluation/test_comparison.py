@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from raylab.evaluation.comparison import Comparison, corrected_t_test, holm, mean_roc, paired_tests, plus_minus
-from raylab.evaluation.plots import draw
+from raylab.reporting import charts, paper
 
 ACCURACY = {"cheap": [0.70, 0.80, 0.60], "dear": [0.90, 0.85, 0.95], "same": [0.70, 0.80, 0.60]}
 FOLDS = pd.DataFrame(
@@ -103,11 +103,14 @@ def test_the_area_under_the_mean_curve_is_the_mean_area() -> None:
     assert np.isnan(mean_roc(lonely, grid)[0]).all()
 
 
-def test_plots_are_pictures() -> None:
-    found = draw(Comparison.of(FOLDS, 3, scores()), "accuracy")
-    assert set(found) == {"roc.png", "folds.png", "cost.png"}
-    assert all(content.startswith(b"\x89PNG") and len(content) > 5_000 for content in found.values())
-    assert set(draw(Comparison.of(FOLDS, 3), "accuracy")) == {"folds.png", "cost.png"}
+def test_charts_of_folds_are_pictures() -> None:
+    found = list(charts.folds(Comparison.of(FOLDS, 3, scores()), "accuracy"))
+    assert [chart.name for chart in found] == ["roc", "folds", "fold_cost"]
+    for chart in found:
+        content = paper.files(paper.draw(chart), chart.name)[f"{chart.name}.png"]
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 5_000
+    assert [chart.name for chart in charts.folds(Comparison.of(FOLDS, 3), "accuracy")] == ["folds", "fold_cost"]
 
 
 def test_cells() -> None:

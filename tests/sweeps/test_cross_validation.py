@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 import raylab
-from raylab.compare import comparison, figure_of, tables
 from raylab.errors import RaylabError
+from raylab.reporting.folds import comparison, figure_of, tables
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
 from raylab.sweeps.space import SearchSpace

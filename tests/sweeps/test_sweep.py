@@ -1,16 +1,20 @@
 """Whole sweeps on a real cluster of this machine."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from http.client import HTTPConnection
 
 import pandas as pd
 import psutil
 import pytest
 import yaml
+from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
 import raylab
+from raylab.cluster.connect import dashboard_url
 from raylab.errors import RaylabError
 from raylab.storage import Folder
 from raylab.sweeps.folder import SweepFolder
@@ -50,6 +54,7 @@ def test_a_sweep_survives_a_failing_trial_prunes_and_goes_on_when_asked(tmp_path
     assert list(board["trial"]) == ["low", "middle"]
     sweep = SweepFolder(Folder.open(tmp_path / "mixed"))
     touched = {run.name: run.status()["time"] for run in sweep.runs()}
+    assert trials_on_the_train_page() >= {"low": "FINISHED", "middle": "FINISHED"}.items()  # one with a cause inside
 
     board = raylab.sweep(space.override(["search.trials=3"]), storage=tmp_path, quiet=True)
     assert {name: sweep.run(name).status()["time"] for name in touched} == touched
@@ -109,6 +114,13 @@ def test_a_sweep_killed_in_the_middle_ends_as_one_never_disturbed(tmp_path, smal
     )
     assert len(whole) == 6
     pd.testing.assert_frame_equal(whole, disturbed)
+
+
+def trials_on_the_train_page():
+    """Name and status of every run that the Ray dashboard's Train page lists."""
+    connection = HTTPConnection(dashboard_url().removeprefix("http://"), timeout=60)
+    connection.request("GET", "/api/train/v2/runs/v1", headers=get_auth_headers_if_auth_enabled({}))
+    return {(run["name"], run["status"]) for run in json.load(connection.getresponse())["train_runs"]}
 
 
 def start(folder, storage):

@@ -72,6 +72,7 @@ def train(small_experiment: Experiment, rows_of: Callable[..., Rows], kept: Path
             "data.augment": "none",
             "train.stages": [{"epochs": 2, "lr": 1e-3, "freeze": "encoder"}],
             "train.cache": str(kept),
+            "train.sample_clips": 0,  # or four are decoded once more, to be shown
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
         return rows_of(Experiment.parse({**small_experiment.to_dict(), "model": model}).override(settings), between)

@@ -1,8 +1,6 @@
-"""Compare the models of a cross-validated sweep.
+"""The models of a cross-validated sweep over its folds.
 
-    python -m raylab.compare aura
-
-Prints mean ± standard deviation over folds and paired tests; writes `comparison/` into the sweep's folder:
+What is found lies in `comparison/` of the sweep's folder:
 
 | file | content |
 |---|---|
@@ -10,9 +8,8 @@ Prints mean ± standard deviation over folds and paired tests; writes `compariso
 | `models.csv` | one row a model: means and standard deviations |
 | `tests.csv` | one row for each figure and pair of models |
 | `scores.csv` | what each model says of each clip that it was not trained on |
-| `roc.png`, `folds.png`, `cost.png` | plots |
 
-A sweep that has ended has it already. Of one that still runs, what has finished is compared.
+Of a sweep that still runs, what has finished is compared.
 """
 
 from __future__ import annotations
@@ -21,13 +18,11 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import typer
 from rich.table import Table
 
-from raylab.cli import console, run_verb
 from raylab.errors import RaylabError
 from raylab.evaluation.comparison import SCORES, Comparison, plus_minus
 from raylab.results import DEFAULT_STORAGE, Checkpoint, locate
@@ -56,23 +51,14 @@ def comparison(name: str | Path | SweepFolder, storage: str | Path = DEFAULT_STO
     if folds.empty:
         raise RaylabError(f"{sweep.folder}: no trial has finished yet")
     compared = Comparison.of(folds, sweep.space.experiment.data.folds, _scores(sweep, folds))
-    _write(compared, sweep.folder / FOLDER, figure_of(sweep))
+    for name in ("folds", "models", "tests"):
+        (sweep.folder / FOLDER).write_text(f"{name}.csv", getattr(compared, name).to_csv(index=False))
     return compared
 
 
 def figure_of(sweep: SweepFolder) -> str:
     """What its models are judged by first: `accuracy`."""
     return sweep.space.search.metric.removeprefix("val/")
-
-
-def _write(compared: Comparison, folder: Folder, figure: str) -> None:
-    for name in ("folds", "models", "tests"):
-        folder.write_text(f"{name}.csv", getattr(compared, name).to_csv(index=False))
-    if figure in compared.figures:
-        from raylab.evaluation.plots import draw
-
-        for file, content in draw(compared, figure).items():
-            folder.write_bytes(file, content)
 
 
 def _scores(sweep: SweepFolder, folds: pd.DataFrame) -> pd.DataFrame:
@@ -179,26 +165,3 @@ def tables(compared: Comparison, figure: str) -> list[Table]:
 
 
 COST_UNITS = {"seconds": 1.0, "memory": 1e-6}
-
-
-def compare(
-    name: Annotated[str, typer.Argument(help="A cross-validated sweep.")],
-    storage: Annotated[str, typer.Option(help="Results folder: a path or a URI.")] = DEFAULT_STORAGE,
-) -> None:
-    """Compare models over the folds of a cross-validation: means, deviations, paired tests, plots.
-
-    Example: raylab compare aura
-    """
-    sweep = SweepFolder(locate(name, storage))
-    show(comparison(sweep), sweep)
-
-
-def show(compared: Comparison, sweep: SweepFolder) -> None:
-    """Print tables, and where files are."""
-    for view in tables(compared, figure_of(sweep)):
-        console.print(view)
-    console.print(f"written: {sweep.folder / FOLDER}", markup=False)
-
-
-if __name__ == "__main__":
-    run_verb(compare)

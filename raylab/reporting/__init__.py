@@ -1,0 +1,1 @@
+"""What sweeps and runs have found, to look at: charts, tables, one page."""
