@@ -12,7 +12,6 @@ from raylab.errors import RaylabError
 from raylab.evaluation.comparison import Comparison
 from raylab.reporting.subject import Subject
 from raylab.results import Checkpoint
-from raylab.tasks.classification import only_head, positive_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +84,8 @@ def judged(subject: Subject, wanted: bool | None = None, cluster: bool = False) 
 
 def of_folds(compared: Comparison, subject: Subject) -> Judged | None:
     """What the best model of a cross-validation says of each clip it was not trained on; None if that is unknown."""
+    from raylab.tasks.classification import only_head, positive_class
+
     figure, trial = subject.figure, subject.best
     if compared.scores.empty or figure not in compared.figures or trial is None:
         return None
