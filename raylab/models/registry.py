@@ -147,6 +147,10 @@ def register(
 ) -> Callable[[Build], Build]:
     """Register the decorated function under its own name; the arguments are those of `ModelEntry`.
 
+    It gets the settings under `model.` and head → classes, and returns a module that takes float (B, T, 3, H, W) and
+    gives head → logits (B, classes). `mean` and `std` of the module, three numbers each, are what pixels of 0 to 1 are
+    normalised with.
+
     Raises:
         ValueError: the name is taken.
     """
