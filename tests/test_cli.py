@@ -138,7 +138,7 @@ def test_the_console_script_knows_every_verb_and_the_nearest_to_a_wrong_one(comm
     done = command(EXECUTABLE, "--help")
     listed = done.stdout.partition("Commands:")[2].splitlines()
     assert [line.split()[0] for line in listed if line.strip()] == list(VERBS)
-    loaded = "import sys, raylab.cli; raylab.cli.app(); print({'ray', 'torch', 'optuna'} & set(sys.modules))"
+    loaded = "import sys, raylab.cli; raylab.cli.app(); print({'ray', 'torch', 'timm'} & set(sys.modules))"
     assert command(sys.executable, "-c", loaded).stdout == "set()\n"  # all verbs: help comes at once
     wrong = command(EXECUTABLE, "tuna")
     assert wrong.returncode == 2
