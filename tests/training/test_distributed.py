@@ -19,6 +19,7 @@ from raylab.training.loop import Worker, train
 from raylab.training.runfolder import RunFolder
 
 
+@pytest.mark.slow
 def test_ray_trains_the_same_bits_on_through_a_killed_worker(tmp_path, small_experiment):
     experiment = small_experiment.override({"train.checkpoint_minutes": 1e-9, "train.epochs": 3})
     undisturbed = RunFolder(Folder.open(tmp_path / "undisturbed"))

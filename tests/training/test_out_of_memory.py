@@ -64,12 +64,23 @@ def go_through(trainer):
     return rows
 
 
-def test_two_workers_go_on_wherever_memory_does_not_suffice_for_one(exact, tmp_path):
+STEPS = 2 * 2  # 24 clips, 16 a step: one whole and one of what is left, in each of two epochs
+
+
+@pytest.mark.parametrize(
+    "scenarios",
+    [
+        [[0, 1, "backward", 2], [1, 2, "forward", 2], [1, 0, "backward", 1]],
+        pytest.param(
+            [[rank, step, part, 2] for rank in (0, 1) for step in range(STEPS) for part in ("forward", "backward")],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["some", "all"],
+)
+def test_two_workers_go_on_wherever_memory_does_not_suffice_for_one(exact, tmp_path, scenarios):
+    """Of each: the rank, the step, the part of it, and how many clips suffice."""
     RunFolder(Folder.open(tmp_path / "whole")).create(exact)
-    steps = 2 * 2  # 24 clips, 16 a step: one whole and one of what is left, in each of two epochs
-    scenarios = [[rank, step, part, 2] for step in range(steps) for rank, part in ((0, "backward"), (1, "forward"))] + [
-        [1, 1, "backward", 1]
-    ]
     program = [sys.executable, Path(__file__).with_name("train_short_of_memory.py")]
     processes = [subprocess.Popen([*program, str(rank), tmp_path, json.dumps(scenarios)]) for rank in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]

@@ -30,6 +30,7 @@ with Files(Limits()) as files:
 """
 
 
+@pytest.mark.slow
 def test_too_much_memory_or_time_ends_the_process_alone() -> None:
     async def look() -> None:
         greedy = Child({}, "cpu", Limits(memory=20_000_000), threads=1)

@@ -242,6 +242,7 @@ def test_what_is_not_a_request_of_the_page_is_refused(page: Page, models: Path) 
     assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_or_one_too_many_is_refused(models: Path) -> None:
     options = ("--megabytes", 1, "--jobs", 1, "--waiting", 0)
     with running(models, *options, tabs=("--keyframes", "keyframes")) as page:
