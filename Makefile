@@ -29,7 +29,7 @@ test: .venv/ready
 	$(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/ready
-	$(PY) -m pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -m slow --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-slurm: .venv/ready
 	$(PY) -m pytest -m slurm tests/cluster/slurm

@@ -202,7 +202,6 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(place):
     assert f": {CLIPS} clips in " in shown.replace("\r\n", "")
 
 
-@pytest.mark.slow
 def test_interrupted_it_ends_with_all_its_processes_and_the_same_command_goes_on(run, tmp_path, small_experiment):
     place = Place(tmp_path, small_experiment, repeats=8)
     process = start(place.file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
