@@ -22,6 +22,7 @@ from raylab.data.store.shards import shard_path
 # What it makes
 
 
+@pytest.mark.slow
 def test_training_reads_the_store_even_when_the_videos_are_gone(run, place):
     code, said, errors = run("prepare", place.file)
     assert (code, errors) == (0, "")

@@ -91,13 +91,9 @@ def without_times(rows):
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({"train.accumulate": 2}, marks=pytest.mark.slow),
-        {"optim.schedule": "plateau", "optim.plateau_patience": 0},
-    ],
-    ids=str,
+    "settings", [{"train.accumulate": 2}, {"optim.schedule": "plateau", "optim.plateau_patience": 0}], ids=str
 )
 def test_a_run_killed_twice_ends_with_the_same_bits_as_one_never_disturbed(tmp_path, small_experiment, settings):
     experiment = small_experiment.override({"train.checkpoint_minutes": 1e-9, "data.augment": "aggressive", **settings})
