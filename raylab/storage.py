@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,25 @@ def replacing(path: Path) -> Iterator[Path]:
         writing.replace(path)
     finally:
         writing.unlink(missing_ok=True)
+
+
+def private_folder(path: Path, remedy: str) -> Path:
+    """A local folder that only this user may enter, where others may write beside it. Made when it is not there.
+
+    Args:
+        path: its parent exists.
+        remedy: what to do where somebody else has its name.
+
+    Raises:
+        RaylabError: somebody else has its name.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()  # a link is not followed
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise RaylabError(f"{path} is not a folder of yours: {remedy}")
+    path.chmod(0o700)
+    return path
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,7 @@
 import pytest
 
 from raylab.errors import RaylabError
-from raylab.storage import Folder
+from raylab.storage import Folder, private_folder
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path):
@@ -45,3 +45,14 @@ def test_missing_folders_are_empty_and_bad_addresses_are_named(tmp_path):
     assert Folder.open(tmp_path / "absent").folders() == []
     with pytest.raises(RaylabError, match="ftp://"):
         Folder.open("ftp://host/results")
+
+
+def test_a_private_folder_is_ours_alone_or_refused(tmp_path):
+    folder = private_folder(tmp_path / "mine", "remove it")
+    folder.chmod(0o755)
+    assert private_folder(folder, "remove it").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):  # a link may lead to a folder of ours today and elsewhere tomorrow
+        with pytest.raises(RaylabError, match=f"{name} is not a folder of yours: remove it"):
+            private_folder(tmp_path / name, "remove it")

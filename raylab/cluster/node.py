@@ -18,15 +18,15 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from raylab.cluster.connect import SETTINGS
 from raylab.errors import RaylabError
+from raylab.storage import private_folder
 
 LONGEST = 38  # Ray adds up to 68 characters to its folder, and a Unix socket's path ends at 107
 LOOPBACK = "127.0.0.1"
@@ -170,14 +170,7 @@ def temp_dir(job: str | None = None) -> Path:
     Raises:
         RaylabError: something else has its name.
     """
-    path = temp_path(job)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise RaylabError(f"{path} is not a folder of yours: have its owner or an administrator remove it")
-    path.chmod(0o700)
-    return path
+    return private_folder(temp_path(job), "have its owner or an administrator remove it")
 
 
 def temp_path(job: str | None = None) -> Path:

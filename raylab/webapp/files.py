@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import tempfile
 import time
 import zipfile
@@ -23,6 +22,7 @@ from aiohttp import StreamReader
 from filelock import FileLock, Timeout
 
 from raylab.errors import RaylabError
+from raylab.storage import private_folder
 from raylab.webapp.limits import MB, Limits, too_large
 
 PIECE = 1 << 18  # bytes
@@ -37,14 +37,7 @@ def home() -> Path:
     Raises:
         RaylabError: somebody else has its name.
     """
-    path = Path(tempfile.gettempdir(), f"raylab-app-{os.getuid()}")
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise RaylabError(f"{path} is not a folder of yours: remove it, or set TMPDIR")
-    path.chmod(0o700)
-    return path
+    return private_folder(Path(tempfile.gettempdir(), f"raylab-app-{os.getuid()}"), "remove it, or set TMPDIR")
 
 
 def plain_name(name: str) -> str:

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from films import sound
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -62,15 +63,6 @@ def encode(path: Path, seconds: list[Fraction], gop: int = 50, bframes: int = 0,
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return [float(second - seconds[0]) for second in seconds]
-
-
-def audio_only(path: Path) -> None:
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("aac", rate=44100, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
 
 
 def remux(source: Path, target: Path, earlier: float = 0, **options: str) -> Path:
@@ -339,7 +331,7 @@ def test_what_is_not_a_video_is_refused(name: str, decoder: str, tmp_path: Path)
     (tmp_path / "text.mp4").write_text("start,stop\n" * 500)
     encode(tmp_path / "whole.mp4", constant(25, 20))
     (tmp_path / "headless.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:1500])
-    audio_only(tmp_path / "sound.mp4")
+    sound(tmp_path / "sound.mp4")
     with pytest.raises(VideoError, match=name):
         read_frames(tmp_path / name, [0.0], decoder)
     with pytest.raises(VideoError, match=name):

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "videos"
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "videos"
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
