@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 
 ON_RAY = (  # share one cluster: to start one takes seconds
     "tests/cluster/",
@@ -17,6 +18,10 @@ ON_RAY = (  # share one cluster: to start one takes seconds
     "tests/training/test_distributed.py",
     "tests/training/test_every_model.py",
 )
+
+# The same examples every time; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):

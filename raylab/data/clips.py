@@ -181,3 +181,8 @@ class Dataset:
     def heads(self) -> dict[str, int]:
         """Head name → number of classes."""
         return {head: len(names) for head, names in self.labels.items()}
+
+    @property
+    def origin(self) -> str:
+        """Where frames come from, in words: videos as they were recorded, or JPEG of them."""
+        return next((f"clip store {frames.store.folder.name}" for frames in self.stored.values()), "video")

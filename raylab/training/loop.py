@@ -92,6 +92,7 @@ class Trainer:
     def __init__(self, experiment: Experiment, dataset: Dataset, run: RunFolder, worker: Worker) -> None:
         if worker.rank == 0:
             run.clean()
+            run.note_frames(dataset.origin)
         torch.manual_seed(experiment.seed)  # the same initial weights on every rank
         self.experiment, self.dataset, self.run, self.worker = experiment, dataset, run, worker
         latest = run.latest()

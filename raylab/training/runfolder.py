@@ -2,7 +2,7 @@
 
 | path | content |
 |---|---|
-| `run.json` | name, sweep, experiment, what made it, and what it was given of the cluster |
+| `run.json` | name, sweep, experiment, what made it, what it was given of the cluster, where its frames come from |
 | `status.json` | `running`, `finished`, `stopped` (by the scheduler) or `failed`, with the cause |
 | `error.txt` | the whole traceback of a failed run |
 | `history.jsonl` | one row of metrics for each finished epoch |
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from raylab.config import Experiment
 from raylab.errors import RaylabError
 from raylab.schema import settings
 from raylab.storage import Folder
+
+log = logging.getLogger(__name__)
 
 SEAL = "checkpoint.json"
 State = Literal["created", "running", "finished", "stopped", "failed"]
@@ -84,6 +87,18 @@ class RunFolder:
     def note(self, **more: Any) -> None:
         """Add to `run.json`."""
         self.folder.write_json("run.json", {**self.info, **more})
+
+    def note_frames(self, origin: str) -> None:
+        """Record where frames come from; warn where a run goes on with others, since it will end with other weights."""
+        before = self.info.get("frames")
+        if before and before != origin and self.latest():
+            log.warning(
+                "%s: began with frames from %s, goes on with those from %s, which are not quite the same pixels: "
+                "data.store says which to use",
+                *(self.name, before, origin),
+            )
+        if before != origin:
+            self.note(frames=origin)
 
     def exists(self) -> bool:
         return self.folder.exists("run.json")

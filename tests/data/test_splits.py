@@ -249,6 +249,15 @@ def test_groups_are_dealt_nearly_as_well_as_can_be(counts: list[tuple[int, int]]
     assert found <= best + 1
 
 
+def test_thousands_of_large_groups_of_hundreds_of_classes_take_seconds_and_little_memory() -> None:
+    """As many as a data set of 60,000 clips from 6,000 videos has."""
+    drawn = np.random.default_rng(0)
+    groups, classes = drawn.integers(0, 6000, 60_000), drawn.integers(0, 300, 60_000)
+    classes[: 300 * 5], groups[: 300 * 5] = np.arange(300 * 5) // 5, np.arange(300 * 5)
+    names = classes.astype(str).tolist()
+    assert spread(names, stratified(names, groups.astype(str).tolist(), 5, 0), 5) < 10
+
+
 def test_another_seed_deals_others_and_the_order_of_rows_does_not_matter_to_a_group() -> None:
     classes, groups = ["a", "b"] * 20, [str(at) for at in range(40)]
     one, two = (stratified(classes, groups, 5, seed) for seed in (0, 1))

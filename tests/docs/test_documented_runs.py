@@ -40,6 +40,7 @@ MODELS = {"epic_phase1": "train", "epic_phase2": "tune", "epic_phase3": "train",
 def shell(command, folder, **environment):
     """Run a command as bash does, and return what it printed."""
     paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    paths["RAYLAB_CACHE"] = os.environ["RAYLAB_CACHE"] + "-documented"  # clip stores that are made do not serve others
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,

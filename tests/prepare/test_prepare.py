@@ -10,6 +10,7 @@ import subprocess
 import psutil
 import pytest
 import ray
+import torch
 import yaml
 from place import CLIPS, MODULE, STORE, Place, stamp, start, wait_for
 
@@ -18,6 +19,9 @@ from raylab import prepare
 from raylab.data.dataset import ClipDataset
 from raylab.data.datasets import load_dataset
 from raylab.data.store.shards import shard_path
+from raylab.storage import Folder
+from raylab.training.loop import Trainer, Worker
+from raylab.training.runfolder import RunFolder
 
 # What it makes
 
@@ -43,6 +47,25 @@ def test_training_reads_the_store_even_when_the_videos_are_gone(run, place):
     assert (finished.state, finished.epochs) == ("finished", 2)
     copies = {path.stem for path in place.folder.glob("raylab-*/shards/*.arrow")}
     assert copies == {shard.digest for shard in shards.values()}, "of what was read, on the node's own disk"
+
+
+def test_a_run_that_goes_on_with_a_store_made_meanwhile_says_so(run, place, caplog):
+    folder = RunFolder(Folder.open(place.folder / "run"))
+    folder.create(place.experiment)
+
+    def trainer():
+        return Trainer(place.experiment, load_dataset(place.experiment.data), folder, Worker(torch.device("cpu")))
+
+    first = trainer()
+    first.train_epoch()
+    first.finish_epoch()
+    trainer()
+    assert (folder.info["frames"], caplog.messages) == ("video", [])
+    assert run("prepare", place.file)[0] == 0
+    trainer()
+    assert folder.info["frames"] == f"clip store {STORE}"
+    (message,) = caplog.messages
+    assert f"began with frames from video, goes on with those from clip store {STORE}" in message
 
 
 def test_the_demo_of_a_sweep(run, tmp_path):
