@@ -11,7 +11,7 @@ from raylab.data.clips import Dataset
 from raylab.data.datasets import load_dataset
 from raylab.data.splits import unequal
 from raylab.errors import RaylabError
-from raylab.models.registry import batches, find_model
+from raylab.models.registry import batches, build_model, find_model
 from raylab.storage import Folder
 
 DECODER_MODULES = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}
@@ -64,8 +64,7 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     from raylab.data.dataset import ClipDataset
     from raylab.models.weights import resolve_weights
 
-    check_structures(variants, dataset.heads)
-    lines = []
+    lines = check_structures(variants, dataset.heads)
     for split, found in dataset.splits.items():
         clips_of_split = ClipDataset.of(dataset, split, data)
         if not len(clips_of_split):
@@ -95,21 +94,34 @@ def preflight(experiment: Experiment, storage: Folder, trials: Iterable[Experime
     return "\n".join(dict.fromkeys(lines))
 
 
-def check_structures(experiments: Iterable[Experiment], heads: Mapping[str, int]) -> None:
-    """Check stages against the models that are to go through them, without their weights.
+def check_structures(experiments: Iterable[Experiment], heads: Mapping[str, int]) -> list[str]:
+    """Build every network without its weights, put a clip through it, and check the stages it is to go through.
+
+    Returns:
+        A line for each that could not be tried: somebody's own model may do what only real numbers allow.
 
     Raises:
-        RaylabError: a model has not the parts that a stage fixes.
+        RaylabError: a setting does not fit a model, it does not take such clips, or has not the parts that are fixed.
     """
     import torch
 
-    from raylab.models.registry import build_model
     from raylab.training.stages import check_stages
 
-    for model, stages in dict.fromkeys((e.model, e.train.stages) for e in experiments if e.train.stages):
-        with torch.device("meta"):
-            structure = build_model(model, heads, pretrained=False)
-        check_stages(structure, stages)
+    networks = [e for e in experiments if not find_model(e.model.name).handcrafted]
+    lines = []
+    for model, stages, frames, size in dict.fromkeys(
+        (e.model, e.train.stages, e.data.frames, e.data.size) for e in networks
+    ):
+        with torch.device("meta"), torch.no_grad():
+            structure = build_model(model, heads, pretrained=False).eval()
+            try:
+                structure(torch.empty(1, frames, 3, size, size))
+            except RaylabError:
+                raise
+            except Exception as error:
+                lines.append(f"{model.name}: not tried with {frames} frames of {size} × {size}: {error}")
+        check_stages(structure, stages or ())
+    return lines
 
 
 def check_task(experiment: Experiment, clips: Mapping[str, int]) -> list[str]:

@@ -200,11 +200,6 @@ def check_sources(experiment: Experiment, clips: Mapping[str, int]) -> list[str]
     with torch.device("meta"):
         model: Any = build_model(experiment.model, {"label": 2}, pretrained=False)
     student = model.config
-    side = student.patch_size
-    if data.size % side:
-        raise RaylabError(
-            f"data.size = {data.size}: the student sees patches of {side} × {side}: set a multiple of {side}"
-        )
     training = clips["train"] * (data.variants or 1) if data.repeats else 0
     lines, stored = [], 0
     for name in distill.sources:
@@ -223,7 +218,7 @@ def check_sources(experiment: Experiment, clips: Mapping[str, int]) -> list[str]
                 f"distill.hidden_layers_to_align = [{distill.hidden_layers_to_align}]: layer {beyond[0]}: {name} and "
                 f"student have {config.num_hidden_layers} and {student.num_hidden_layers}: name layers that both have"
             )
-        count = -(-data.frames // config.tubelet_size) * (data.size // side) ** 2
+        count = -(-data.frames // config.tubelet_size) * (data.size // config.patch_size) ** 2
         maps = min(count, QUERIES) if distill.attention_distillation_weight else 0
         stored += 2 * (training + clips["val"]) * len(distill.layers) * count * (config.hidden_size + maps)
         lines.append(f"{name}: {path or 'random weights'}")

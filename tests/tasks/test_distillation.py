@@ -301,7 +301,6 @@ def test_a_source_sees_clips_as_it_was_trained_on_them(build: Build, tmp_path: P
         ({"patch_size": 16}, {}, r"distill.teacher: sees clips as tokens of 2 frames × 16²"),
         ({"num_hidden_layers": 2}, {}, r"layer -3: teacher and student have 2 and 4: name layers that both have"),
         ({}, {"distill.hidden_layers_to_align": "1,5"}, r"layer 5: teacher and student have 4 and 4"),
-        ({}, {"data.size": 36}, r"data.size = 36: the student sees patches of 8 × 8: set a multiple of 8"),
         ({}, {"loss.weights": {"label": 2.0}}, r"loss.weights: there is one head: set distill.classification_weight"),
     ],
     ids=str,
