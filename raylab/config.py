@@ -109,6 +109,9 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "sgd"] = Field("adamw", description="the optimiser")
     lr: Positive = Field(1e-4, description="the learning rate that the schedule begins with, after warmup")
+    lr_scale: Positive = Field(
+        1.0, description="multiplies every learning rate: for other batches or weights than the rates were chosen with"
+    )
     weight_decay: float = Field(1e-4, ge=0, description="decoupled for adamw, an L2 penalty for sgd")
     momentum: Probability = Field(0.9, description="for sgd")
     schedule: Literal["constant", "cosine", "cosine_warm_restarts", "plateau"] = Field(

@@ -88,7 +88,8 @@ class TrainState:
 
     def begin(self, stage: Stage, steps_per_epoch: int) -> None:
         """A fresh optimiser, over what the task trains now, and a fresh schedule over the steps of a stage."""
-        config = self.experiment.optim.model_copy(update={"lr": stage.lr})
+        config = self.experiment.optim
+        config = config.model_copy(update={"lr": stage.lr * config.lr_scale, "min_lr": config.min_lr * config.lr_scale})
         self.optimizer = build_optimizer(self.task.trained, config)
         self.schedule = Schedule(self.optimizer, config, stage.epochs, steps_per_epoch, self.experiment.train.mode)
 

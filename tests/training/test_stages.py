@@ -128,6 +128,21 @@ def test_each_stage_begins_with_a_fresh_optimiser_and_goes_through_its_own_sched
     assert trained == {id(p) for p in trainer.state.task.model.parameters() if p.requires_grad}
 
 
+def test_the_scale_of_learning_rates_is_that_of_all_of_them(tmp_path: Path, staged: Experiment) -> None:
+    def end(name: str, scale: float, its: float) -> Trainer:
+        stages = [{**stage, "lr": stage["lr"] * its} for stage in (FROZEN, FINE)]
+        rates = {"optim.lr_scale": scale, "optim.min_lr": 1e-4 * its, "train.stages": stages}
+        trainer = trainer_of(tmp_path / name, staged.override(rates))
+        while not trainer.done:
+            trainer.train_epoch()
+            trainer.finish_epoch()
+        return trainer
+
+    scaled, plain = end("scaled", 4.0, 1.0), end("plain", 1.0, 4.0)
+    assert not moved(state(plain.state.task.model), state(scaled.state.task.model))
+    assert moved(state(end("unscaled", 1.0, 1.0).state.task.model), state(plain.state.task.model))
+
+
 def test_gradients_are_clipped_where_the_stage_says(tmp_path: Path, staged: Experiment) -> None:
     stages = [{**FROZEN, "lr": 1.0}, {**FINE, "lr": 1.0, "clip": 1e-3}]
     settings = {"optim.name": "sgd", "optim.momentum": 0.0, "optim.weight_decay": 0.0, "optim.schedule": "constant"}
