@@ -107,7 +107,9 @@ def test_sigterm_saves_before_it_ends_a_command(tmp_path, verb):
         "train.checkpoint_minutes=1000",
         "train.epochs=2",
         "train.keep_every=2",
+        "data.kitchen=small",
         "data.max_clips=240",
+        "model.temporal_width=512",
         "data.batch_size=1",
     ]
     command += ["--name", "mine", *(["search.trials=1"] if verb == "tune" else [])]

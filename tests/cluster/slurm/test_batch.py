@@ -16,7 +16,10 @@ from raylab.sweeps.folder import SweepFolder
 from raylab.training.tree import load_tree
 
 SMALL = "--gpus-per-node=0 --cpus-per-task=1"  # the script's own are those of a GPU node
-DEMO = "epic_phase2 --demo --name mine search.trials=1 train.checkpoint_minutes=1000 train.patience=null"
+DEMO = (
+    "epic_phase2 --demo --name mine search.trials=1 train.checkpoint_minutes=1000 train.patience=null "
+    "data.kitchen=small data.size=16 model.temporal_width=512 model.dim_feedforward=1024"
+)
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
 
 
