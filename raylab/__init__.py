@@ -50,6 +50,9 @@ __all__ = [
 # that anybody can take first.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "torchinductor"))
 
+# Ray, which reads this when it is imported, says so of any few trials on a machine of few CPUs.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "maximum expected startup concurrency")
+
 # Loaded on first use: `import raylab` alone costs nothing, and `python -m raylab.tune` imports its module once.
 _HOMES = {
     "Checkpoint": "results",

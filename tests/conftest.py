@@ -30,7 +30,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Processes take whole files, for their fixtures' sake, and one takes all that need Ray: the longest, so first."""
+    """Processes take whole files, for their fixtures' sake, and one takes all that need Ray: the longest, so first.
+
+    Of the slow tests each takes long beside starting a cluster, so their files are for any process.
+    """
+    if config.option.markexpr == "slow":
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class OneCluster(LoadFileScheduling):

@@ -75,3 +75,16 @@ def test_a_cluster_that_is_gone_is_said_at_once() -> None:
     environment = {**os.environ, "RAY_ADDRESS": gone}
     result = subprocess.run([sys.executable, "-c", JOIN], env=environment, capture_output=True, text=True, timeout=120)
     assert f"RAY_ADDRESS = {gone}: no cluster answers there" in result.stderr
+
+
+def test_ray_keeps_a_warning_of_no_use_to_itself() -> None:
+    """On two CPUs it would come with every sweep; others still come."""
+    code = """
+import raylab
+from ray._private.ray_logging import stdout_deduplicator
+warning = "WARNING: 8 PYTHON worker processes, which is 4x the maximum expected startup concurrency (2)."
+for line in (warning, "a node died"):
+    print(*(l for d in stdout_deduplicator.deduplicate({"lines": [line], "pid": "raylet"}) for l in d["lines"]))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert said.splitlines() == ["", "a node died"]
