@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]
@@ -58,7 +60,8 @@ def connect() -> list[dict[str, Any]]:
                 raise ConnectionError
             if named == "auto":
                 address = canonicalize_bootstrap_address(named) or ""
-            knock(address)
+            if "://" not in address:
+                ask(address)
             ray.init(address=address, **common)
         except (ConnectionError, AuthenticationError) as error:
             if named not in ("auto", "local"):
@@ -66,7 +69,7 @@ def connect() -> list[dict[str, Any]]:
                     f"RAY_ADDRESS = {named}: no cluster answers there, or it is not yours ({error}): start it, "
                     "unset RAY_ADDRESS, or bring its token (~/.ray/auth_token)"
                 ) from None
-            ray.shutdown()  # what is left of having met another user's cluster
+            ray.shutdown()  # what is left of a cluster that has gone meanwhile
             # Without the dashboard's State API a stopped trial's resources are never freed.
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **common)
     token = Path.home() / ".ray" / "auth_token"
@@ -75,17 +78,29 @@ def connect() -> list[dict[str, Any]]:
     return present_nodes()
 
 
-def knock(address: str) -> None:
-    """Refuse an address, HOST:PORT, at which nothing listens: Ray would try it for a quarter of an hour.
+def ask(address: str) -> bytes | None:
+    """Where the dashboard of a cluster is, as the cluster itself says.
+
+    Ray would try an address at which nothing listens for a quarter of an hour, and another user's cluster twenty times.
+
+    Args:
+        address: of the cluster, HOST:PORT.
 
     Raises:
-        ConnectionError: nothing answers there.
+        ConnectionError: nothing answers there, or not to this user.
     """
-    if found := re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address):
-        try:
-            socket.create_connection((found[1], int(found[2])), timeout=KNOCK_SECONDS).close()
-        except OSError as error:
-            raise ConnectionError(error) from None
+    found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
+    if not found:
+        raise ConnectionError(f"{address!r} is not HOST:PORT")
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_SECONDS).close()
+        ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would end this process
+        said: bytes | None = GcsClient(address).internal_kv_get(
+            DASHBOARD_ADDRESS.encode(), KV_NAMESPACE_DASHBOARD, timeout=KNOCK_SECONDS
+        )
+    except (OSError, RayError) as error:
+        raise ConnectionError(error) from None
+    return said
 
 
 def present_nodes() -> list[dict[str, Any]]:
@@ -114,13 +129,9 @@ def find_dashboards() -> list[str]:
     asked = sorted(find_gcs_addresses()) if named in ("auto", "local") else [named]
     found = []
     for address in asked:
-        try:
-            knock(address)
-            said = GcsClient(address).internal_kv_get(DASHBOARD_ADDRESS.encode(), KV_NAMESPACE_DASHBOARD, timeout=5)
-        except (OSError, RayError):  # gone, or another user's
-            continue
-        if said:
-            found.append(f"http://{said.decode()}")
+        with suppress(ConnectionError):
+            if said := ask(address):
+                found.append(f"http://{said.decode()}")
     return found
 
 
