@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 import ray
@@ -28,13 +31,26 @@ def spread(function: Callable[[J], R], jobs: Iterable[J], cpus: float = 1, gpus:
 
     Raises:
         RaylabError: `function` raised it, or a job was lost several times.
+        KeyboardInterrupt: a Ctrl-C, even one that came while Ray lets no exception through.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_call)
     shared = ray.put(function)  # sent to each node once, not with each job
     running: set[ray.ObjectRef] = set()
     waiting = iter(jobs)
+    before = signal.getsignal(signal.SIGINT)
+    asked: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, end)
     try:
         while True:
+            if asked:  # raised where Ray, while it waits, lets no exception through
+                raise KeyboardInterrupt
             most = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / cpus))
             while len(running) < most and (job := next(waiting, None)) is not None:
                 running.add(task.remote(shared, job))
@@ -52,6 +68,8 @@ def spread(function: Callable[[J], R], jobs: Iterable[J], cpus: float = 1, gpus:
             f"a piece of work was lost again and again ({error}): see the logs of Ray's dashboard"
         ) from error
     finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
         for reference in running:
             ray.cancel(reference, force=True)
 

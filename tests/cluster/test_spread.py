@@ -6,6 +6,7 @@ What runs on the cluster is defined inside the tests: worker processes cannot im
 import os
 import signal
 import time
+from contextlib import suppress
 from itertools import count, islice
 
 import psutil
@@ -19,6 +20,23 @@ from raylab.errors import RaylabError
 def test_every_job_is_done_once():
     assert sorted(spread(lambda number: 2 * number, range(50))) == list(range(0, 100, 2))
     assert list(spread(len, [])) == []
+
+
+def test_an_interrupt_that_ray_swallows_is_not_lost(monkeypatch):
+    wait = ray.wait
+
+    def deaf(*given, **named):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        return wait(*given, **named)
+
+    monkeypatch.setattr(ray, "wait", deaf)
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        done.extend(spread(lambda number: number, count()))
+    assert len(done) <= 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_more_jobs_are_drawn_than_keep_the_cpus_busy():
