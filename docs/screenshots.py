@@ -1,6 +1,6 @@
 """Takes the picture of the README: the top of a report, in a headless Chromium.
 
-python -m raylab.tune epic_phase2 --demo
+python -m raylab.tune epic_phase2 --demo data.max_clips=null data.size=32
 python docs/screenshots.py results/epic_phase2_demo/report.html
 """
 
